@@ -1,0 +1,26 @@
+"""The operators that make pxp_fast fast: each with a reference in Python and, where compiled, CPU and CUDA kernels.
+
+A function ``pxp_fast.ops.NAME`` checks its arguments and calls the operator ``torch.ops.pxp_fast.NAME``.
+"""
+
+from . import _library
+from .accumulate import SAMPLE_ABSOLUTE, SIGNED, SQUARED, TOKEN_ABSOLUTE, accumulate_
+from .epsilon import ACTIVATIONS, epsilon
+from .layer_norm import layer_norm
+from .mask import mask_
+from .select import select
+
+_library.load()
+
+__all__ = [
+    "ACTIVATIONS",
+    "SAMPLE_ABSOLUTE",
+    "SIGNED",
+    "SQUARED",
+    "TOKEN_ABSOLUTE",
+    "accumulate_",
+    "epsilon",
+    "layer_norm",
+    "mask_",
+    "select",
+]

@@ -1,0 +1,136 @@
+"""Stabilise a carry, send it through an activation, and sum the relevance of every unit: one pass over memory."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..errors import PxpError
+from ._library import compute_dtype, define
+
+# act(z) / z for every activation, continued to its limit at z = 0. The sigmoid form of the tanh approximation and erfc
+# keep their relative precision for negative z, where 1 + tanh and 1 + erf cancel.
+_RATIOS = {
+    "identity": lambda z: torch.ones_like(z),
+    "relu": lambda z: (z > 0).to(z.dtype),
+    "relu6": lambda z: torch.where(z > 6, 6 / z, (z > 0).to(z.dtype)),
+    "gelu": lambda z: 0.5 * torch.special.erfc(z * -math.sqrt(0.5)),
+    "gelu_tanh": lambda z: torch.sigmoid(2 * math.sqrt(2 / math.pi) * (z + 0.044715 * z * z * z)),
+    "silu": torch.sigmoid,
+    "hardswish": lambda z: (z + 3).clamp(0, 6) / 6,
+}
+ACTIVATIONS = tuple(_RATIOS)
+
+
+def reference(
+    carry: Tensor, output: Tensor, eps: float, activation: str, unit_dim: int, group: int
+) -> tuple[Tensor, Tensor]:
+    """What the operator means, written for reading. The compiled kernels must give the same."""
+    dtype = compute_dtype(output.dtype)
+    z = output.to(dtype)
+    passed = carry.to(dtype) * _RATIOS[activation](z)
+    magnitude = z.abs()
+    factor = torch.where(magnitude == 0, 0, magnitude / (magnitude + eps))
+    scaled = torch.empty_like(output).copy_(passed * factor)
+
+    samples, channels = output.shape[0], output.shape[unit_dim]
+    positions = math.prod(output.shape[1:]) // channels if channels else 0
+    relevance = (passed * z).movedim(unit_dim, -1).reshape(samples, positions, channels // group, group).sum(-1)
+    return scaled, torch.stack([relevance.sum(1), relevance.abs().sum(1)])
+
+
+def fake(
+    carry: Tensor, output: Tensor, eps: float, activation: str, unit_dim: int, group: int
+) -> tuple[Tensor, Tensor]:
+    units = output.shape[unit_dim] // group
+    sums = output.new_empty((2, output.shape[0], units), dtype=compute_dtype(output.dtype))
+    return torch.empty_like(output), sums
+
+
+_operator = define(
+    "epsilon(Tensor carry, Tensor output, float eps, str activation, int unit_dim, int group) -> (Tensor, Tensor)",
+    reference,
+    fake,
+)
+
+
+def epsilon(
+    carry: Tensor,
+    output: Tensor,
+    *,
+    eps: float = 1e-6,
+    activation: str = "identity",
+    unit_dim: int = 1,
+    group: int = 1,
+) -> tuple[Tensor, Tensor]:
+    r"""Apply the epsilon rule at the output of a linear layer, and sum the relevance of its units.
+
+    With ``z`` the layer's output, ``y = act(z)`` what follows it, and ``c`` the carry (relevance divided by
+    activation) at ``y``, the relevance at ``z`` is :math:`R = c \, \frac{act(z)}{z} \, z`, and what the layer's
+    transposed weights are to be applied to is
+
+    .. math:: s = c \, \frac{act(z)}{z} \, \frac{|z|}{|z| + \epsilon} .
+
+    Arithmetic is done in float32, in float64 for float64 tensors. The same input gives the same bits, whatever the
+    number of threads. Values that are not finite, in either tensor, make the sums of their unit NaN.
+
+    Parameters
+    ----------
+    carry
+        ``[N, ...]``, the carry above the activation. Any strides.
+    output
+        ``z``, shape and dtype (float64, float32, bfloat16 or float16) of `carry`. Without a copy: contiguous,
+        channels-last, and any strides in which the units, or the positions, lie next to each other.
+    eps
+        The stabilizer, in the units of `output`, not negative. The factor is 0 at ``z = 0``, also for ``eps = 0``.
+    activation
+        One of :data:`ACTIVATIONS`. The ratio at ``z = 0`` is its limit (0 for ReLU, 1/2 for GELU and SiLU).
+    unit_dim
+        Where the units are: 1 (convolutions, ``[N, C, *]``) or -1 (linear layers and attention, ``[N, *, C]``).
+    group
+        How many neighbouring channels make one unit (the width of an attention head); more than 1 only where
+        the units are the last dimension.
+
+    Returns
+    -------
+    scaled : Tensor
+        ``s``, with the shape, dtype and strides of `output` (its order of dimensions where it has gaps).
+    sums : Tensor
+        ``[2, N, units]``, float32 (float64 for float64). With ``r[n, p, u]`` the relevance of unit ``u`` at position
+        ``p``, added over its group: row 0 is the sum of ``r`` over the positions, row 1 the sum of ``|r|``.
+
+    Raises
+    ------
+    PxpError
+        Shapes or dtypes differ, or an argument is outside what is described above.
+
+    References
+    ----------
+    Bach et al., On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance Propagation,
+    PLoS ONE 10(7), 2015, equation 58 (the stabilized rule).
+    """
+    if carry.shape != output.shape or carry.dtype != output.dtype or carry.device != output.device:
+        raise PxpError(
+            f"epsilon: carry is {carry.dtype} {tuple(carry.shape)} on {carry.device}, output is {output.dtype} "
+            f"{tuple(output.shape)} on {output.device}; pass two tensors of one shape, dtype and device"
+        )
+    if not output.is_floating_point() or output.dim() < 2:
+        raise PxpError(
+            f"epsilon: output is {output.dtype} with {output.dim()} dimensions; "
+            "pass a floating-point tensor [N, ...] with at least 2"
+        )
+    if activation not in _RATIOS:
+        raise PxpError(f"epsilon: no activation {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
+    if not eps >= 0:
+        raise PxpError(f"epsilon: eps is {eps}; pass a number that is not negative")
+    last = unit_dim in (-1, output.dim() - 1)
+    if not (last or unit_dim == 1):
+        raise PxpError(f"epsilon: unit_dim is {unit_dim}; pass 1 (convolutions) or -1 (linear layers)")
+    if group < 1 or output.shape[unit_dim] % group or (group > 1 and not last):
+        raise PxpError(
+            f"epsilon: group is {group} for {output.shape[unit_dim]} channels in dimension {unit_dim}; "
+            "pass a divisor of the channels, and more than 1 only where they are the last dimension"
+        )
+    return _operator(carry, output, eps, activation, unit_dim, group)
