@@ -1,0 +1,79 @@
+"""What a run is asked to do, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+KINDS = ("filter", "neuron", "head")
+
+
+class RunConfig(BaseModel):
+    """The options of ``pxp-fast run``.
+
+    Parameters
+    ----------
+    model : as :func:`pxp_fast.models.load` takes it.
+    data : a folder with one sub-folder per class, or "demo".
+    val : a folder whose images judge; None: the images of `data` that do not score.
+    samples_per_class : images of each class that score; 0: all, which needs `val`.
+    eval_samples_per_class : images of each class that judge; None: all.
+    rate : the fraction of the units that the plan removes, in [0, 1).
+    random_seeds : random orders that the curve is compared with.
+    heatmaps : images to explain before and after the cut.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    model: str
+    data: str
+    val: str | None = None
+    out: Path = Path("out")
+    weights: str | None = None
+    checkpoint_kwargs: dict[str, Any] = Field(default_factory=dict)
+    samples_per_class: int = Field(10, ge=0)
+    eval_samples_per_class: int | None = Field(None, ge=1)
+    allow_fewer: bool = False
+    classes: tuple[str, ...] = ()
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    batch_size: int = Field(32, ge=1)
+    workers: int | None = Field(None, ge=0)
+    composite: str = "epsilon"
+    units: tuple[Literal["filter", "neuron", "head"], ...] = ()
+    rate: float = Field(0.3, ge=0, lt=1)
+    scope: Literal["kind", "global"] = "kind"
+    order: Literal["least", "most", "random"] = "least"
+    magnitude: bool = True
+    absolute: Literal["pxp", "token", "sample"] = "pxp"
+    random_seeds: int = Field(5, ge=0)
+    heatmaps: int = Field(6, ge=0)
+
+    @field_validator("val")
+    @classmethod
+    def _val_is_no_demo(cls, value: str | None) -> str | None:
+        if value == "demo":
+            raise ValueError("the demo brings its own judging images; leave --val out")
+        return value
+
+    def command(self) -> str:
+        """The command line that asks for this run."""
+        words = ["pxp-fast", "run", self.model, "--data", self.data]
+        defaults = RunConfig(model=self.model, data=self.data)
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if name in ("model", "data") or value == getattr(defaults, name):
+                continue
+            option = "--" + name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(option if value else f"--no-{option[2:]}")
+            elif isinstance(value, dict):
+                words += [option, json.dumps(value)]
+            else:
+                words += [option, ",".join(value) if isinstance(value, tuple) else str(value)]
+        return shlex.join(words)

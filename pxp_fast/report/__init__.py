@@ -1,0 +1,65 @@
+"""One self-contained page that says what pruning did: no script, no network, readable on any screen."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import PxpError
+from ..files import atomic_write
+
+if TYPE_CHECKING:
+    from ..heatmaps import HeatMaps
+    from ..results import Results
+
+_NEEDED = ("jinja2", "matplotlib")
+
+
+def require_extra() -> None:
+    """Raise PxpError, naming the pip extra, unless what the page is made with is installed."""
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise PxpError(
+            f"the report needs {' and '.join(missing)}; install with: pip install 'pxp_fast[report]'"
+        )
+
+
+def render(runs: Sequence[tuple[Results, HeatMaps]]) -> str:
+    """The page for one run, or for several side by side, as HTML."""
+    require_extra()
+    import jinja2
+
+    from . import figures, pictures, words
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"percent": words.percent, "count": words.count}
+    sections = [
+        {
+            "anchor": f"run-{position}",
+            "results": results,
+            "headline": words.headline(results),
+            "summary": words.summary(results),
+            "tiles": words.tiles(results),
+            "classes": words.changed_classes(results),
+            "curve": figures.curve(results, position),
+            "curve_words": words.curve_alt(results),
+            "curve_table": words.curve_table(results),
+            "layers": figures.layers(results, position),
+            "layers_words": words.layers_alt(results),
+            "pictures": pictures.rows(maps),
+        }
+        for position, (results, maps) in enumerate(runs)
+    ]
+    template = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    style = resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
+    return environment.from_string(template).render(sections=sections, style=style)
+
+
+def save(page: str, path: str | os.PathLike[str]) -> None:
+    """Write the page, atomically."""
+    with atomic_write(Path(path)) as temporary:
+        temporary.write_text(page, encoding="utf-8")

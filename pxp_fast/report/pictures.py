@@ -1,0 +1,56 @@
+"""Images and heat maps as data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from ..heatmaps import HeatMaps
+    from ..results import HeatMapRecord
+
+_POSITIVE = np.array([201, 42, 42], dtype=np.float64)
+_NEGATIVE = np.array([28, 100, 190], dtype=np.float64)
+_PHOTOGRAPH = 64
+
+
+class Row(NamedTuple):
+    """One image, its maps before and after the cut (data URIs), and what belongs to them."""
+
+    image: str
+    before: str
+    after: str
+    record: HeatMapRecord
+    small: bool
+
+
+def rows(maps: HeatMaps) -> list[Row]:
+    """A row per explained image. Red speaks for the labelled class, blue against it; the image shows through in grey."""
+    shown = []
+    for position, record in enumerate(maps.records):
+        pixels = maps.images[position].permute(1, 2, 0).numpy()
+        pixels = np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels
+        overlays = [overlay(pixels, part[position].float().numpy()) for part in (maps.before, maps.after)]
+        small = max(pixels.shape[:2]) <= _PHOTOGRAPH
+        shown.append(Row(*(data_uri(picture, small) for picture in (pixels, *overlays)), record, small))
+    return shown
+
+
+def overlay(pixels: np.ndarray, relevance: np.ndarray) -> np.ndarray:
+    """Relevance in [-1, 1], [H, W], over a pale grey version of `pixels`, uint8 [H, W, 3]: uint8 [H, W, 3]."""
+    grey = 150 + 105 * (pixels.astype(np.float64).mean(2, keepdims=True) / 255)
+    strength = (np.abs(relevance) ** 0.6)[..., None]
+    colour = np.where(relevance[..., None] >= 0, _POSITIVE, _NEGATIVE)
+    return np.clip(np.rint(grey * (1 - strength) + colour * strength), 0, 255).astype(np.uint8)
+
+
+def data_uri(pixels: np.ndarray, lossless: bool) -> str:
+    """An image as a data URI: PNG, or JPEG, which is a tenth of the size for photographs."""
+    kind, options = ("png", {"optimize": True}) if lossless else ("jpeg", {"quality": 88})
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"

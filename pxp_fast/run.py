@@ -1,0 +1,303 @@
+"""The main job from end to end: a network and images in; scores, plan, results and report out.
+
+Each file is written whole as soon as its step is done, so what an interruption leaves behind is good.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from . import data, environment, report
+from .config import RunConfig
+from .errors import DataError, OutputError, PxpError
+from .evaluate import Curve, Evaluation, evaluate, sweep
+from .heatmaps import HeatMaps, explain
+from .loader import Loader
+from .masks import masked
+from .models import LoadedModel, load
+from .plan import Plan
+from .plan import plan as make_plan
+from .progress import Track, silent
+from .results import ClassRecord, CurveRecord, DataRecord, Hits, LayerRecord, ModelRecord, Results, SkippedRecord
+from .scores import Scores, score
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run: its findings, and where its files are."""
+
+    results: Results
+    scores: Path
+    plan: Path
+    results_file: Path
+    report: Path
+
+
+def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], None] = lambda text: None) -> RunResult:
+    """Score, plan, prune, judge and report, as `config` asks.
+
+    Parameters
+    ----------
+    progress : ``track(iterable, description, total)``, see :mod:`pxp_fast.progress`; None: silent.
+    say : called with one line for people at each step.
+
+    Raises
+    ------
+    PxpError
+        Whatever stands in the way, in the words of the step that found it: the output folder is checked first.
+    """
+    track = progress or silent
+    seconds: dict[str, float] = {}
+    check_writable(config.out)
+    report.require_extra()
+    device, dtype = torch_device(config.device), getattr(torch, config.dtype)
+    with _timed(seconds, "load"):
+        loaded = load(config.model, weights=config.weights, checkpoint_kwargs=config.checkpoint_kwargs)
+        reference, evaluation = images_for(config, loaded)
+    network = loaded.model.to(device)
+    shared = data.shared_images(reference, evaluation)
+    say(
+        f"{loaded.name} ({loaded.weights} weights): {len(reference)} images score, {len(evaluation)} judge"
+        + (f", {shared} of which also score" if shared else "")
+    )
+    to_score, to_judge = (Loader(part, config.batch_size, config.workers) for part in (reference, evaluation))
+
+    with _timed(seconds, "score"):
+        scores = score(
+            network,
+            to_score,
+            composite=config.composite,
+            units=config.units or None,
+            device=device,
+            dtype=dtype,
+            model_name=loaded.name,
+            data=describe_data(reference, config),
+            progress=track,
+        )
+        scores.save(config.out / "scores.safetensors")
+    with _timed(seconds, "plan"):
+        plan = make_plan(scores, config.rate, order=config.order, seed=config.seed, **plan_options(config))
+        plan.save(config.out / "plan.json")
+    say(f"{scores.samples} images scored; the plan removes {plan.removed_count} of {plan.total_count} units")
+
+    with _timed(seconds, "evaluate"):
+        before = evaluate(network, to_judge, device=device, dtype=dtype, progress=_named(track, "unpruned"))
+        with masked(network, plan):
+            after = evaluate(network, to_judge, device=device, dtype=dtype, progress=_named(track, "pruned"))
+    with _timed(seconds, "sweep"):
+        curves = tuple(_curves(network, scores, to_judge, config, track))
+    with _timed(seconds, "heat maps"):
+        maps = explain(loaded, plan, evaluation, config.heatmaps, config.composite)
+        maps.save(config.out / "heatmaps.safetensors")
+
+    skipped = {path: reason for part in (reference, evaluation) for path, reason in part.skipped}
+    results = Results(
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=config.command(),
+        config=config.model_dump(mode="json"),
+        model=_model_record(loaded),
+        reference=_data_record(reference, scores.samples),
+        evaluation=_data_record(evaluation, before.total),
+        shared_images=shared,
+        rate=config.rate,
+        removed=plan.removed_count,
+        units=plan.total_count,
+        before=Hits(correct=before.correct, total=before.total),
+        after=Hits(correct=after.correct, total=after.total),
+        curves=curves,
+        layers=_layers(plan),
+        classes=_classes(before, after, evaluation),
+        heatmaps=maps.records,
+        skipped=tuple(SkippedRecord(path=path, reason=reason) for path, reason in skipped.items()),
+        notes=tuple(_notes(loaded, shared, scores, before)),
+        seconds={step: round(spent, 3) for step, spent in seconds.items()},
+        environment=environment.describe(device),
+    )
+    return write(results, maps, config.out)
+
+
+def write(results: Results, maps: HeatMaps, out: Path) -> RunResult:
+    """Write results.json and report.html into `out`."""
+    result = RunResult(
+        results, out / "scores.safetensors", out / "plan.json", out / "results.json", out / "report.html"
+    )
+    page = report.render([(results, maps)])
+    results.save(result.results_file)
+    report.save(page, result.report)
+    return result
+
+
+def check_writable(out: Path) -> None:
+    """Create the folder `out` and write into it, so that a run does not fail only when it is done."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out) as probe:
+            probe.write(b"\0" * 4096)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write into {out}: {error.strerror or error}; give another folder with --out, or free space there"
+        ) from error
+
+
+def torch_device(name: str) -> torch.device:
+    """The device by name; "auto" is the GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise PxpError(f"device {name!r} cannot be used: {reason}; try --device auto or --device cpu") from error
+    return device
+
+
+def plan_options(config: RunConfig) -> dict[str, object]:
+    """The options of `config` that a plan depends on, other than rate, order and seed."""
+    return {"scope": config.scope, "magnitude": config.magnitude, "absolute": config.absolute}
+
+
+def describe_data(images: data.Images, config: RunConfig) -> dict[str, object]:
+    """What a scores file says about its images."""
+    root = images.root if isinstance(images, data.DemoImages) else os.path.realpath(images.root)
+    return {
+        "root": root,
+        "images": len(images),
+        "classes": sorted(images.class_names),
+        "samples_per_class": config.samples_per_class,
+        "seed": config.seed,
+    }
+
+
+def images_for(config: RunConfig, loaded: LoadedModel) -> tuple[data.Images, data.Images]:
+    """The images that score and the images that judge: disjoint, unless ``config.val`` makes them overlap."""
+    common = {"model": loaded, "classes": config.classes, "seed": config.seed, "allow_fewer": config.allow_fewer}
+    count, judging = config.samples_per_class or None, config.eval_samples_per_class
+    if config.data == "demo" and config.val is None:
+        return (
+            data.demo_images("reference", samples_per_class=count, **common),
+            data.demo_images("test", samples_per_class=judging, **common),
+        )
+    if config.val is not None:
+        first = data.demo_images("reference", samples_per_class=count, **common) if config.data == "demo" else (
+            data.image_folder(config.data, samples_per_class=count, **common)
+        )
+        return first, data.image_folder(config.val, samples_per_class=judging, **common)
+    if count is None:
+        raise DataError("--samples-per-class 0 lets every image score, so none is left to judge by: give --val DIR")
+    everything = data.image_folder(config.data, **common)
+    return data.split(
+        everything,
+        reference_per_class=count,
+        evaluation_per_class=judging,
+        seed=config.seed,
+        allow_fewer=config.allow_fewer,
+    )
+
+
+def _curves(
+    network: nn.Module, scores: Scores, loader: Loader, config: RunConfig, track: Track
+) -> Iterator[CurveRecord]:
+    """Least relevant first, most relevant first, and every random order."""
+    orders = [("least", None), ("most", None), *(("random", config.seed + i) for i in range(config.random_seeds))]
+    for order, seed in orders:
+        title = f"{order} relevant first" if seed is None else f"random order {seed - config.seed + 1}"
+        curve = sweep(
+            network,
+            scores,
+            loader,
+            order=order,
+            seed=config.seed if seed is None else seed,
+            progress=_named(track, title),
+            **plan_options(config),
+        )
+        yield curve_record(curve, order, seed)
+
+
+def curve_record(curve: Curve, order: str, seed: int | None) -> CurveRecord:
+    """A curve as results.json holds it."""
+    return CurveRecord(
+        order=order,
+        seed=seed,
+        rates=tuple(curve.rates),
+        accuracies=tuple(curve.accuracies),
+        removed=tuple(curve.removed),
+        a_pr=curve.a_pr,
+        top_pr=curve.top_pr,
+    )
+
+
+def _named(track: Track, title: str) -> Track:
+    """`track` under a title that says which of several passes this is."""
+    return lambda iterable, description, total=None: track(iterable, title, total)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[step] = time.perf_counter() - start
+
+
+def _model_record(loaded: LoadedModel) -> ModelRecord:
+    return ModelRecord(
+        name=loaded.name,
+        weights=loaded.weights,
+        weights_sha256=loaded.weights_sha256,
+        input_size=loaded.input_size,
+        num_classes=loaded.num_classes,
+        parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
+    )
+
+
+def _data_record(images: data.Images, read: int) -> DataRecord:
+    return DataRecord(root=images.root, images=len(images), read=read, classes=len(set(images.labels)))
+
+
+def _layers(plan: Plan) -> tuple[LayerRecord, ...]:
+    return tuple(
+        LayerRecord(name=group.name, kind=group.kind, count=group.count, removed=len(group.removed))
+        for group in plan.groups
+    )
+
+
+def _classes(before: Evaluation, after: Evaluation, images: data.Images) -> tuple[ClassRecord, ...]:
+    return tuple(
+        ClassRecord(
+            label=label,
+            name=images.class_names.get(label, str(label)),
+            before=correct,
+            after=after.per_class.get(label, (0, total))[0],
+            total=total,
+        )
+        for label, (correct, total) in sorted(before.per_class.items())
+    )
+
+
+def _notes(loaded: LoadedModel, shared: int, scores: Scores, before: Evaluation) -> Iterator[str]:
+    """What a reader must know before believing the numbers."""
+    if loaded.weights == "random":
+        yield "The network has random weights: these numbers say nothing about a trained one. Give --weights."
+    if shared:
+        yield (
+            f"{shared} of the {before.total} images that judge are also images that score: the accuracy after pruning "
+            "is that of images the plan has seen."
+        )
+    if before.total < 200:
+        low, high = Hits(correct=before.correct, total=before.total).interval
+        yield (
+            f"Only {before.total} images judge: the unpruned accuracy is known to lie between {low:.0%} and {high:.0%} "
+            "(95 % confidence), and differences within that range mean little."
+        )
+    for operator, count in (scores.header.get("fallbacks") or {}).items():
+        yield f"{operator} ({count} times) has no relevance rule; its ordinary gradient was used."
