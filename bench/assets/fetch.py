@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,27 +17,16 @@ from pathlib import Path
 
 from .unpack import AssetError
 
-_NETWORK_SIGNS = (
-    "enotfound",
-    "econnrefused",
-    "econnreset",
-    "etimedout",
-    "eai_again",
-    "enetunreach",
-    "failed to establish a new connection",
-    "newconnectionerror",
-    "connection refused",
-    "network is unreachable",
-    "could not resolve",
-    "temporary failure",
-    "timed out",
-    "403",
-    "407",
+_NETWORK_SIGNS = re.compile(
+    r"enotfound|econnrefused|econnreset|etimedout|eai_again|enetunreach|newconnectionerror|connection refused|"
+    r"network is unreachable|could not resolve|could not connect|temporary failure|timed out|\b40[37] |e40[37]",
+    re.IGNORECASE,
 )
+_ERROR_LINE = re.compile(r"^(E:|Err:|npm err|error)|error", re.IGNORECASE)
 _INSTALL = {
     "npm": "install Node.js (Debian: apt-get install npm)",
     "pip": "run `python -m ensurepip`",
-    "apt-get": "this asset comes from a Debian or Ubuntu machine",
+    "apt-get": "use a Debian or Ubuntu machine",
 }
 
 
@@ -46,7 +36,7 @@ class Package:
 
     Parameters
     ----------
-    client : "npm", "wheel" (pip), "sdist" (pip) or "apt".
+    client : "npm", "pip" (for a wheel), "pip sdist" or "apt".
     spec : package and version as the client writes them.
     archive : name of the file that the client leaves.
     sha256 : of that file.
@@ -118,7 +108,10 @@ def archived(package: Package, say: Callable[[str], None]) -> Path:
         kept.unlink()
     with _scratch() as scratch:
         say(f"{package.spec}: fetching through {package.client}")
-        _download(package, scratch)
+        try:
+            _download(package, scratch)
+        except AssetError as error:
+            raise AssetError(f"{error}; or bring {package.archive} from another machine to {kept}") from error
         arrived = scratch / package.archive
         if not arrived.is_file():
             found = ", ".join(sorted(file.name for file in scratch.iterdir() if file.is_file())) or "nothing"
@@ -164,8 +157,15 @@ def _download(package: Package, folder: Path) -> None:
         # verifies the file first, so that what runs is the file that was read when the hash was pinned.
         requirements = folder / "requirements.txt"
         requirements.write_text(f"{package.spec} --hash=sha256:{package.sha256}\n")
-        kind = "--only-binary=:all:" if package.client == "wheel" else "--no-binary=" + package.spec.split("==")[0]
-        options = ["--no-deps", "--require-hashes", kind, "--retries=1", "--disable-pip-version-check", "--no-cache-dir"]
+        kind = "--only-binary=:all:" if package.client == "pip" else "--no-binary=" + package.spec.split("==")[0]
+        options = [
+            "--no-deps",
+            "--require-hashes",
+            kind,
+            "--retries=1",
+            "--disable-pip-version-check",
+            "--no-cache-dir",
+        ]
         _call(package, [*_pip(), "download", *options, "-r", requirements.name, "-d", "."], folder)
 
 
@@ -175,7 +175,7 @@ def _download_debian(package: Package, folder: Path) -> None:
         _call(package, [client, "download", package.spec], folder)
     except AssetError:
         # A fresh machine has no package lists, and updating its own takes root: fetch the lists into the scratch folder.
-        own = [f"-oDir::State={folder / 'state'}", f"-oDir::Cache={folder / 'cache'}", "-oAcquire::Retries=1"]
+        own = [f"-oDir::State={folder / 'state'}", f"-oDir::Cache={folder / 'cache'}", "-oAPT::Update::Error-Mode=any"]
         (folder / "state/lists/partial").mkdir(parents=True)
         (folder / "cache/archives/partial").mkdir(parents=True)
         _call(package, [client, "update", *own], folder)
@@ -185,7 +185,7 @@ def _download_debian(package: Package, folder: Path) -> None:
 def _client(name: str) -> str:
     found = shutil.which(name)
     if found is None:
-        raise AssetError(f"`{name}` is not on this machine's PATH; {_INSTALL[name]}, then run this again")
+        raise AssetError(f"`{name}` is not on this machine's PATH; {_INSTALL[name]}")
     return found
 
 
@@ -196,20 +196,19 @@ def _pip() -> list[str]:
 
 
 def _call(package: Package, command: list[str], folder: Path) -> None:
-    """Run a client in `folder`; its last words become the error when it fails."""
+    """Run a client in `folder`; what it says about its failure becomes the error."""
     done = subprocess.run(
         command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         errors="replace", check=False,
     )  # fmt: skip
     if done.returncode == 0:
         return
-    words = " | ".join(line.strip() for line in done.stdout.splitlines()[-6:] if line.strip()) or "it said nothing"
-    if any(sign in done.stdout.lower() for sign in _NETWORK_SIGNS):
+    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    words = " | ".join([line for line in lines if _ERROR_LINE.search(line)][:3] or lines[-3:]) or "it said nothing"
+    if _NETWORK_SIGNS.search(done.stdout):
         advice = "the registry cannot be reached: connect, or set the proxy that the client is to use"
     else:
-        advice = f"check that {package.spec} can be had there"
-    kept = cache() / "archives" / package.archive
+        advice = f"check that the registry has {package.spec}"
     raise AssetError(
-        f"{Path(command[0]).name} failed for {package.spec} (exit status {done.returncode}): {words}; {advice}. "
-        f"Or bring {package.archive} from another machine to {kept}"
+        f"{package.client} could not fetch {package.spec} (exit status {done.returncode}: {words[:600]}); {advice}"
     )

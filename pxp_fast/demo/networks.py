@@ -33,7 +33,10 @@ class VGG(nn.Module):
         self.features = nn.Sequential(*layers)
         side = 28 // 2 ** len(widths)
         self.classifier = nn.Sequential(
-            nn.Linear(channels * side * side, hidden), nn.ReLU(inplace=True), nn.Dropout(0.3), nn.Linear(hidden, classes)
+            nn.Linear(channels * side * side, hidden),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.3),
+            nn.Linear(hidden, classes),
         )
 
     def forward(self, x: Tensor) -> Tensor:
