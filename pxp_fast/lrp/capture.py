@@ -1,0 +1,269 @@
+"""The user's model as one flat graph of ATen operators.
+
+`torch.export` traces the model once, for any batch size, without touching it. What comes out is cleaned of what says
+nothing about the function computed (dropout that is switched off, in-place spelling), and everything that does not
+depend on the images (parameters, position tables, attention masks) is evaluated once and kept as a constant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import operator
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from ..errors import CaptureError, ModelError
+
+ATEN = torch.ops.aten
+
+IDENTITIES = {ATEN.dropout.default, ATEN.feature_dropout.default, ATEN.alias.default, ATEN.detach.default}
+RANDOM = {"bernoulli", "rand", "rand_like", "randn", "randn_like", "randperm", "native_dropout", "rrelu_with_noise"}
+
+
+@dataclasses.dataclass
+class Captured:
+    """A captured classifier.
+
+    Attributes
+    ----------
+    graph
+        Nodes in execution order; every ``call_function`` node is functional.
+    constants
+        Value of each node that does not depend on the images.
+    parameters
+        Name in the model's ``state_dict`` of each node that is a parameter or a buffer.
+    images, logits
+        The input node ``[N, C, H, W]`` and the output node ``[N, classes]``.
+    """
+
+    graph: fx.Graph
+    constants: dict[fx.Node, Tensor]
+    parameters: dict[fx.Node, str]
+    images: fx.Node
+    logits: fx.Node
+
+    def shape(self, node: fx.Node) -> tuple:
+        """The node's shape as traced; the batch size is a symbol in it."""
+        return tuple(node.meta["val"].shape)
+
+    @property
+    def batch(self) -> torch.SymInt:
+        """The symbol that stands for the batch size."""
+        return self.shape(self.images)[0]
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.shape(self.logits)[1])
+
+    def nodes(self) -> Iterator[fx.Node]:
+        """The operators that depend on the images, in execution order."""
+        return (n for n in self.graph.nodes if n.op == "call_function" and n not in self.constants)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The model's logits, computed operator by operator: bit-equal to the model in eval mode."""
+        env: dict[fx.Node, object] = {**self.constants, self.images: images}
+        with torch.no_grad():
+            for node in self.nodes():
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
+                env[node] = node.target(*args, **kwargs)
+        return env[self.logits]
+
+    def eliminate_dead(self) -> None:
+        """Drop the nodes that the logits do not depend on."""
+        needed = {self.logits, self.images}
+        for node in reversed(self.graph.nodes):
+            if node in needed:
+                needed.update(node.all_input_nodes)
+            elif node.op == "output":
+                node.args = ((self.logits,),)
+        for node in reversed(self.graph.nodes):
+            if node not in needed and node.op != "output":
+                self.graph.erase_node(node)
+                self.constants.pop(node, None)
+                self.parameters.pop(node, None)
+
+
+def capture(model: nn.Module, example: Tensor) -> Captured:
+    """Capture a classifier as a graph that works for any batch size.
+
+    Parameters
+    ----------
+    model
+        Maps images ``[N, C, H, W]`` to logits ``[N, classes]``. It is read, never changed: parameters, buffers, hooks
+        and every module's training flag are afterwards what they were. Capture sees it in eval mode.
+    example
+        One batch ``[N, C, H, W]`` that the model accepts; only its shape and dtype matter.
+
+    Raises
+    ------
+    CaptureError
+        The model's control flow depends on the data, its output is no ``[N, classes]`` tensor, or it draws random
+        numbers in eval mode.
+    ModelError
+        A parameter or buffer is not finite.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            count = int((~torch.isfinite(tensor)).sum())
+            raise ModelError(f"parameter {name} holds {count} NaN or infinite values; load intact weights")
+    device = next((p.device for p in model.parameters()), example.device)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), example.dtype)
+    example = torch.zeros((2, *example.shape[1:]), dtype=dtype, device=device)
+    program = _export(model, example)
+    captured = _flatten(program, type(model).__name__)
+    _evaluate_constants(captured)
+    _remove_in_place(captured)
+    _remove_identities(captured)
+    captured.eliminate_dead()
+    return captured
+
+
+def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch", min=2)
+    try:
+        with evaluating(model), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(model, (example,), dynamic_shapes=({0: batch},), strict=False)
+    except Exception as error:  # torch.export raises whatever the model's own code raises
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise CaptureError(
+            f"{type(model).__name__} cannot be captured as a graph for inputs of shape "
+            f"[N, {', '.join(map(str, example.shape[1:]))}]: {reason[0]}. Check that the model runs on such inputs, and "
+            "move control flow that depends on tensor values out of forward()"
+        ) from error
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model in eval mode for a block, then give each module its own training flag back."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def _flatten(program: torch.export.ExportedProgram, name: str) -> Captured:
+    graph = program.graph_module.graph
+    signature = program.graph_signature
+    owners = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    lifted = signature.inputs_to_lifted_tensor_constants
+    constants, parameters, images = {}, {}, []
+    for node in graph.nodes:
+        if node.op != "placeholder":
+            continue
+        if node.name in owners:
+            parameters[node] = owners[node.name]
+            held = program.state_dict.get(owners[node.name], program.constants.get(owners[node.name]))
+            constants[node] = held.detach()
+        elif node.name in lifted:
+            constants[node] = program.constants[lifted[node.name]]
+        else:
+            images.append(node)
+    if len(images) != 1:
+        raise CaptureError(f"{name} takes {len(images)} tensors; a classifier of images takes one")
+    (outputs,) = graph.output_node().args
+    logits = [n for n in outputs if isinstance(n, fx.Node) and _is_logits(n, images[0])]
+    if not logits:
+        found = [tuple(n.meta["val"].shape) for n in outputs if isinstance(n, fx.Node) and "val" in n.meta]
+        raise CaptureError(f"{name} returns {found}, not logits [N, classes]; wrap it so that forward() returns those")
+    return Captured(graph, constants, parameters, images[0], logits[0])
+
+
+def _is_logits(node: fx.Node, images: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return (
+        isinstance(value, Tensor)
+        and value.dim() == 2
+        and value.is_floating_point()
+        and value.shape[0] == images.meta["val"].shape[0]
+    )
+
+
+def _evaluate_constants(captured: Captured) -> None:
+    """Run, in order and as written, every operator that the images do not reach."""
+    constants = captured.constants
+    with torch.no_grad():
+        for node in captured.graph.nodes:
+            if node.op != "call_function" or not all(n in constants for n in node.all_input_nodes):
+                continue
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), constants.__getitem__)
+            constants[node] = node.target(*args, **kwargs)
+
+
+def _remove_in_place(captured: Captured) -> None:
+    """Spell ``relu_`` as ``relu``: the trace already lets later readers see the written value.
+
+    A write into a view changes its base behind the graph's back; for tensors that depend on the images that would
+    make relevance wrong, so it is refused.
+    """
+    for node in captured.nodes():
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+            functional = functional_variant(node.target)
+            base = node.args[0]
+            while is_view(base) and base not in captured.constants:
+                base = base.args[0]
+                if functional is None or len(base.users) > 1:
+                    raise CaptureError(f"{module_of(node)} writes in place into a view ({node.target}); write it out")
+            if functional is None:
+                raise CaptureError(f"{module_of(node)} uses {node.target}, which changes a tensor in place")
+            node.target = functional
+
+
+def functional_variant(target: torch._ops.OpOverload) -> Callable | None:
+    """The operator that returns what an in-place operator writes, or None if ATen has none."""
+    name = target._schema.name.split("::")[1].removesuffix("_")
+    packet = getattr(getattr(torch.ops, target.namespace), name, None)
+    return getattr(packet, target._overloadname, None) if packet is not None else None
+
+
+def is_view(node: object) -> bool:
+    """Whether the node's output may share memory with its first argument."""
+    if not isinstance(node, fx.Node) or not isinstance(node.target, torch._ops.OpOverload):
+        return isinstance(node, fx.Node) and node.target is operator.getitem
+    first = node.target._schema.arguments[:1]
+    return bool(first) and first[0].alias_info is not None and not first[0].alias_info.is_write
+
+
+def _remove_identities(captured: Captured) -> None:
+    for node in list(captured.nodes()):
+        packet = getattr(node.target, "overloadpacket", None)
+        if node.target in IDENTITIES:
+            if len(node.args) > 2 and node.args[1] and node.args[2]:
+                raise CaptureError(f"{module_of(node)} applies dropout in eval mode; relevance needs a fixed function")
+            node.replace_all_uses_with(node.args[0])
+            if node is captured.logits:
+                captured.logits = node.args[0]
+            captured.graph.erase_node(node)
+        elif packet is not None and packet.__name__ in RANDOM:
+            raise CaptureError(f"{module_of(node)} draws random numbers in eval mode ({node.target})")
+
+
+def module_of(node: fx.Node) -> str:
+    """The path of the user's innermost module that made this node, such as ``blocks.3.attn``."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return stack[-1][0] if stack and stack[-1][0] else node.name
+
+
+def argument(node: fx.Node, name: str, default: object = None) -> object:
+    """An operator's argument by its schema name, however it was passed."""
+    if name in node.kwargs:
+        return node.kwargs[name]
+    for position, formal in enumerate(node.target._schema.arguments):
+        if formal.name == name:
+            if position < len(node.args):
+                return node.args[position]
+            return formal.default_value if formal.has_default_value() else default
+    return default
+
+
+def same_size(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
+    """Whether two sizes are equal whatever the batch size."""
+    return bool(statically_known_true(a == b))

@@ -1,0 +1,107 @@
+"""Which rule an operator of the captured graph gets."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING
+
+from torch import Tensor, fx
+
+from ..errors import CaptureError
+from .attention import Attention, MatrixProduct
+from .capture import ATEN, argument, module_of
+from .fold import WEIGHTED
+from .norms import GroupNorm, LayerNorm, RootMeanSquareNorm
+from .rules import ACTIVATIONS, Activation, Affine, ElementwiseProduct, Item, Operator, Sum, Taped, Weighted, fused_activation
+
+if TYPE_CHECKING:
+    from .program import Program
+
+# By overload packet, so that every overload of an operator is met.
+AFFINE = {
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+    "mean", "sum", "batch_norm", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+}  # fmt: skip
+MATRIX_PRODUCTS = {"matmul", "bmm", "mm", "einsum"}
+# Linear in what carries relevance, or with the ordinary gradient as their rule (max pools, softmax, gates).
+ORDINARY = {
+    "_softmax", "_unsafe_view", "adaptive_max_pool1d", "adaptive_max_pool2d", "amax", "cat", "chunk", "clone",
+    "constant_pad_nd", "contiguous", "div", "expand", "expand_as", "flatten", "flip", "gather", "grid_sampler",
+    "hardsigmoid", "im2col", "index", "index_select", "masked_fill", "max_pool1d", "max_pool2d", "max_pool3d",
+    "movedim", "mul", "narrow", "neg", "pad", "permute", "pixel_shuffle", "pixel_unshuffle", "repeat",
+    "repeat_interleave", "reshape", "roll", "select", "sigmoid", "slice", "softmax", "split", "split_with_sizes",
+    "squeeze", "stack", "t", "tile", "to", "transpose", "unbind", "unflatten", "unfold", "unsafe_split", "unsqueeze",
+    "upsample_bicubic2d", "upsample_bilinear2d", "upsample_nearest2d", "view", "where", "_to_copy",
+}  # fmt: skip
+# Statistics that normalise: held constant, as layer norm's deviation is.
+HELD = {"rsqrt", "sqrt", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm", "reciprocal"}
+# Only the first argument receives relevance: the rest are parameters, or a denominator, which is held constant.
+FIRST_ONLY = {"div", "layer_norm", "group_norm", "rms_norm", "batch_norm", "where"}
+
+
+def packet(node: fx.Node) -> str:
+    overloads = getattr(node.target, "overloadpacket", None)
+    return overloads.__name__ if overloads is not None else getattr(node.target, "__name__", str(node.target))
+
+
+def receivers(node: fx.Node) -> list[fx.Node]:
+    """The inputs that an operator hands relevance to, if they want it."""
+    name = packet(node)
+    value = node.meta.get("val")
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    if name in HELD or not any(isinstance(v, Tensor) and v.is_floating_point() for v in values):
+        return []
+    if name in FIRST_ONLY and name != "where":
+        return [node.args[0]] if isinstance(node.args[0], fx.Node) else []
+    return [n for n in node.all_input_nodes if _is_float(n)]
+
+
+def _is_float(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    return any(isinstance(v, Tensor) and v.is_floating_point() for v in values)
+
+
+def operator_for(node: fx.Node, program: Program) -> Operator:
+    """The compiled form of one node of the graph."""
+    eps, name = program.composite.stabilizer, packet(node)
+    if name == "batch_norm" and argument(node, "training"):
+        raise CaptureError(f"{module_of(node)} normalises by batch statistics in eval mode; relevance needs fixed ones")
+    if node not in program.live:
+        return Operator(node, eps)
+    reached = [n for n in receivers(node) if n in program.live]
+    if node.target in WEIGHTED and node.args[1] in program.constants:
+        return Weighted(node, eps, _sole_activation(node), node.args[0] in program.live)
+    if node.target is operator.getitem:
+        return Item(node, eps)
+    if node.target in (ATEN.add.Tensor, ATEN.sub.Tensor):
+        activation = _sole_activation(node)
+        return Sum(node, eps, activation if activation is not None and activation.target is ATEN.relu.default else None)
+    if node.target in ACTIVATIONS:
+        return Activation(node, eps)
+    if name == "scaled_dot_product_attention":
+        return Attention(node, eps)
+    if name in ("layer_norm", "group_norm", "rms_norm"):
+        norms = {"layer_norm": LayerNorm, "group_norm": GroupNorm, "rms_norm": RootMeanSquareNorm}
+        return norms[name](node, eps)
+    if name in AFFINE:
+        return Affine(node, eps, reached)
+    if name in MATRIX_PRODUCTS:
+        return (MatrixProduct if _products(node, program) > 1 else Affine)(node, eps, reached)
+    if name == "mul" and _products(node, program) > 1 or node.target in WEIGHTED:
+        return ElementwiseProduct(node, eps, reached)
+    if name not in ORDINARY:
+        program.fallbacks[str(node.target)] += 1
+    return Taped(node, eps, reached)
+
+
+def _products(node: fx.Node, program: Program) -> int:
+    """How many factors carry relevance; a tensor times itself counts twice."""
+    factors = node.args[1] if packet(node) == "einsum" else node.args[:2]
+    return sum(isinstance(n, fx.Node) and n in program.live for n in factors)
+
+
+def _sole_activation(node: fx.Node) -> fx.Node | None:
+    """The activation that alone reads the node, if `ops.epsilon` can take it along."""
+    user = next(iter(node.users)) if len(node.users) == 1 else None
+    return user if user is not None and fused_activation(user) is not None else None

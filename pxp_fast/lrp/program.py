@@ -1,0 +1,230 @@
+"""A captured classifier compiled for relevance: one forward pass, one backward sweep, unit sums left behind."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, fx
+
+from ..errors import DataError
+from .capture import ATEN, Captured
+from .composites import Composite, composite
+from .dispatch import operator_for, receivers
+from .fold import CONVOLUTIONS, fold_batch_norm, hoist_reshapes, prepare_for_dtype
+from .rules import Run
+from .tokens import keep_read_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Where the relevance of a unit layer goes in the table.
+
+    Attributes
+    ----------
+    offset, count
+        The layer's columns.
+    batch_dim
+        The dimension of the layer's output that holds the samples.
+    scale
+        Factor on the sums (1/2 for attention heads: see `rules.Attention`).
+    """
+
+    offset: int
+    count: int
+    batch_dim: int = 0
+    scale: float = 1.0
+
+
+class Program:
+    """Relevance of the units of a captured classifier.
+
+    Nothing is propagated below the earliest layer that is read, tokens that the head does not read are not computed,
+    weights are folded, cast and laid out once, and every value is dropped after its last use.
+
+    Parameters
+    ----------
+    captured
+        From :func:`pxp_fast.lrp.capture`. The program takes it over and rewrites it; the model stays as it is.
+    readers
+        Layers (convolution, linear, or the operator that yields an attention's output) whose unit sums are wanted.
+    rules
+        Composite, or its name.
+    dtype, device
+        Of the computation; default: those of the model. bfloat16 keeps sums in float32.
+    input_relevance
+        Propagate down to the images as well.
+
+    Attributes
+    ----------
+    fallbacks
+        Operators without a rule of their own, which got their ordinary gradient, and how often each occurs.
+    """
+
+    def __init__(
+        self,
+        captured: Captured,
+        readers: Mapping[fx.Node, Reader],
+        rules: str | Composite = "epsilon",
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        input_relevance: bool = False,
+    ) -> None:
+        self.composite = composite(rules)
+        self.captured = captured
+        self.units = sum(reader.count for reader in readers.values())
+        self.input_relevance = input_relevance
+        fold_batch_norm(captured)
+        hoist_reshapes(captured)
+        keep_read_tokens(captured)
+        captured.eliminate_dead()
+        first = next(iter(captured.constants.values()))
+        self.dtype = dtype or next((t.dtype for t in captured.constants.values() if t.is_floating_point()), first.dtype)
+        self.device = torch.device(device) if device is not None else first.device
+        prepare_for_dtype(captured, self.dtype, self.device)
+        self.channels_last = self._prefers_channels_last()
+        self.constants = {n: self._place(n, t) for n, t in captured.constants.items()}
+        self.live = self._live(set(readers))
+        self.fallbacks: dict[str, int] = collections.Counter()
+        self.steps = self._compile(readers)
+        self.release = self._last_uses()
+        if self.fallbacks:
+            listed = ", ".join(f"{name} ({count})" for name, count in sorted(self.fallbacks.items()))
+            warnings.warn(f"no relevance rule, ordinary gradient used for: {listed}", stacklevel=3)
+
+    def _prefers_channels_last(self) -> bool:
+        convolutional = any(n.target in CONVOLUTIONS for n in self.captured.nodes())
+        fast = self.dtype != torch.float64 if self.device.type == "cpu" else self.dtype in (torch.bfloat16, torch.float16)
+        return convolutional and fast and self.captured.images.meta["val"].dim() == 4
+
+    def _place(self, node: fx.Node, value: Tensor) -> Tensor:
+        if not isinstance(value, Tensor):
+            return value
+        value = value.to(self.device, self.dtype if value.is_floating_point() else None)
+        convolves = any(user.target in CONVOLUTIONS and user.args[1] is node for user in node.users)
+        if self.channels_last and value.dim() == 4 and convolves:
+            value = value.contiguous(memory_format=torch.channels_last)
+        return value
+
+    def _live(self, read: set[fx.Node]) -> set[fx.Node]:
+        """The nodes that relevance must reach: unit layers and what depends on them."""
+        live = {self.captured.images} if self.input_relevance else set()
+        for node in self.captured.nodes():
+            if node in read or any(n in live for n in receivers(node)):
+                live.add(node)
+        return live
+
+    def _compile(self, readers: Mapping[fx.Node, Reader]) -> list:
+        steps, fused = [], set()
+        for node in self.captured.nodes():
+            if node not in fused:
+                step = operator_for(node, self)
+                step.reader = readers.get(node)
+                fused.add(step.output)
+                steps.append(step)
+        return steps
+
+    def _last_uses(self) -> list[list[fx.Node]]:
+        """For each step, the values that no later step reads."""
+        seen = {self.captured.logits}
+        release: list[list[fx.Node]] = []
+        for step in reversed(self.steps):
+            dead = [n for n in step.node.all_input_nodes if n not in seen and n not in self.constants]
+            if step.output not in seen:
+                dead.append(step.output)
+            seen.update(dead)
+            release.append(dead)
+        return release[::-1]
+
+    @torch.no_grad()
+    def run(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        initial: str = "one",
+        observe: Callable[[fx.Node, Tensor, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Unit relevance of a batch.
+
+        Parameters
+        ----------
+        images
+            ``[N, C, H, W]``, any N.
+        targets
+            ``[N]``, int64: the class whose logit is explained.
+        initial
+            Relevance that enters at the target's logit: ``"one"``, or ``"logit"`` for the logit itself.
+        observe
+            Called as ``observe(node, value, carry)`` for every operator that relevance passes; its relevance is
+            ``value * carry``. Keeps all values alive, for inspection and tests.
+
+        Returns
+        -------
+        Tensor
+            ``[2, N, U]`` in float32 (float64 for float64): each unit's signed relevance summed over positions, tokens
+            or queries, and the sum of its absolute values.
+        """
+        targets = self._check(images, targets, initial)
+        images = images.to(self.device, self.dtype)
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        run = Run(self, {**self.constants, self.captured.images: images}, len(images))
+        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+        run.table = torch.zeros(2, len(images), self.units, dtype=wide, device=self.device)
+        if len(images) == 0:
+            return run.table
+        saved, values = {}, {}
+        for step, dead in zip(self.steps, self.release, strict=True):
+            run.env[step.output], kept = step.forward(run)
+            if step.output in self.live:
+                saved[step] = kept
+            if observe is not None:
+                values[step.output] = run.env[step.output]
+            for node in dead:
+                del run.env[node]
+        logits = run.env.pop(self.captured.logits)
+        run.carries[self.captured.logits] = self._seed(logits, targets, initial)
+        for step in reversed(self.steps):
+            carry = run.carries.pop(step.output, None)
+            if carry is None:
+                continue
+            if observe is not None and isinstance(carry, Tensor):
+                observe(step.output, values[step.output], carry)
+            step.backward(run, carry, saved.pop(step))
+        if observe is not None and self.input_relevance:
+            observe(self.captured.images, images, run.carries[self.captured.images])
+        return run.table
+
+    def _seed(self, logits: Tensor, targets: Tensor, initial: str) -> Tensor:
+        """The carry of the logits: relevance 1 (or the logit) at the target, none elsewhere."""
+        chosen = targets.unsqueeze(1)
+        at = logits.gather(1, chosen)
+        carry = torch.ones_like(at) if initial == "logit" else 1 / torch.where(at == 0, self.composite.stabilizer, at)
+        return torch.zeros_like(logits).scatter_(1, chosen, carry)
+
+    def _check(self, images: Tensor, targets: Tensor, initial: str) -> Tensor:
+        expected = tuple(self.captured.images.meta["val"].shape[1:])
+        if tuple(images.shape[1:]) != expected:
+            raise DataError(
+                f"images are {list(images.shape)}, the model was captured for [N, {', '.join(map(str, expected))}]; "
+                "resize them or capture again"
+            )
+        if targets.shape != images.shape[:1] or targets.dtype != torch.int64:
+            raise DataError(
+                f"labels are {targets.dtype} {list(targets.shape)}; expected int64 [{len(images)}], one class per image"
+            )
+        classes = self.captured.num_classes
+        if targets.numel() and targets.device.type == "cpu":
+            low, high = int(targets.min()), int(targets.max())
+            if low < 0 or high >= classes:
+                raise DataError(
+                    f"labels run from {low} to {high}, but the model has {classes} classes (0 ... {classes - 1}); "
+                    "map the labels to the model's classes"
+                )
+        if initial not in ("one", "logit"):
+            raise DataError(f"initial relevance {initial!r} is not known; use 'one' or 'logit'")
+        return targets.to(self.device)

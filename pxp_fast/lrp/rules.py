@@ -1,0 +1,284 @@
+"""Relevance rules as modified gradients.
+
+Relevance travels as a *carry*: the carry of a tensor ``a`` is ``c_a = R_a / a``, so ``R_a = a * c_a``, and every rule
+becomes a modified vector-Jacobian product that neither multiplies inputs in nor divides them out. Throughout,
+``f(z) = z / (z + eps * sgn z)`` is the stabilizing factor of the epsilon rule.
+
+Each class below is one operator of a compiled program: `forward` computes it and puts by what the way back needs,
+`backward` turns the carry of its output into carries of its inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, fx
+
+from .. import ops
+from ..errors import CaptureError
+from .capture import ATEN, argument, module_of
+
+# Each maps 0 to 0, so relevance passes through as the factor act(z) / z.
+ACTIVATIONS = {
+    ATEN.relu.default,
+    ATEN.relu6.default,
+    ATEN.hardtanh.default,
+    ATEN.clamp.default,
+    ATEN.clamp_min.default,
+    ATEN.gelu.default,
+    ATEN.silu.default,
+    ATEN.hardswish.default,
+    ATEN.leaky_relu.default,
+    ATEN.elu.default,
+    ATEN.mish.default,
+    ATEN.tanh.default,
+}
+
+
+def fused_activation(node: fx.Node) -> str | None:
+    """The name under which `ops.epsilon` knows this activation, or None."""
+    if node.target is ATEN.gelu.default:
+        return "gelu" if argument(node, "approximate") == "none" else "gelu_tanh"
+    if node.target is ATEN.hardtanh.default:
+        return "relu6" if (argument(node, "min_val"), argument(node, "max_val")) == (0, 6) else None
+    names = {
+        ATEN.relu.default: "relu",
+        ATEN.relu6.default: "relu6",
+        ATEN.silu.default: "silu",
+        ATEN.hardswish.default: "hardswish",
+    }
+    return names.get(node.target)
+
+
+class Run:
+    """The state of one pass: values still needed, what each operator put by, carries not yet consumed."""
+
+    def __init__(self, program, env: dict, samples: int) -> None:
+        self.program = program
+        self.env = env
+        self.samples = samples
+        self.carries: dict[fx.Node, Tensor] = {}
+        self.table: Tensor | None = None
+
+    def value(self, arg):
+        return fx.node.map_arg(arg, self.env.__getitem__)
+
+    def give(self, node: object, carry: Tensor | None) -> None:
+        """Add a carry to a node's; a node that relevance need not reach is ignored."""
+        if carry is None or node not in self.program.live:
+            return
+        held = self.carries.get(node)
+        self.carries[node] = carry if held is None else held + carry
+
+    def read(self, reader, sums: Tensor) -> None:
+        """Enter a unit layer's sums ``[2, N * k, units]`` into the table ``[2, N, U]``."""
+        if reader is None:
+            return
+        if sums.shape[1] != self.samples:
+            sums = sums.unflatten(1, (self.samples, sums.shape[1] // self.samples)).sum(2)
+        columns = slice(reader.offset, reader.offset + reader.count)
+        self.table[:, :, columns].add_(sums, alpha=reader.scale)
+
+
+class Operator:
+    """An operator that relevance does not pass: it only computes."""
+
+    def __init__(self, node: fx.Node, eps: float) -> None:
+        self.node = node
+        self.eps = eps
+        self.reader = None
+
+    @property
+    def output(self) -> fx.Node:
+        """The node whose value `forward` yields and whose carry `backward` takes."""
+        return self.node
+
+    def forward(self, run: Run) -> tuple[object, object]:
+        """The operator's value, and what `backward` needs."""
+        return self.node.target(*run.value(self.node.args), **run.value(self.node.kwargs)), None
+
+    def backward(self, run: Run, carry, saved) -> None:
+        """Hand carries to the inputs."""
+
+
+class Weighted(Operator):
+    """Convolution or linear layer with the activation that alone reads it, by the epsilon rule.
+
+    ``c_a = W^T (c_z f(z))``, with ``c_z = c_y act(z) / z`` behind an activation. Stabilizing, the activation's factor
+    and the units' sums are one pass over memory (`ops.epsilon`). After a ReLU only its output is kept: where that is
+    zero, so are relevance and ``f``.
+    """
+
+    def __init__(self, node: fx.Node, eps: float, activation: fx.Node | None, needs_input: bool) -> None:
+        super().__init__(node, eps)
+        self.activation = activation
+        self.name = fused_activation(activation) if activation is not None else "identity"
+        self.needs_input = needs_input
+        self.linear = node.target is ATEN.linear.default
+        self.unit_dim = -1 if self.linear else 1
+
+    @property
+    def output(self) -> fx.Node:
+        return self.node if self.activation is None else self.activation
+
+    def forward(self, run: Run) -> tuple[object, object]:
+        source, weight = run.env[self.node.args[0]], run.env[self.node.args[1]]
+        z = self.node.target(*run.value(self.node.args), **run.value(self.node.kwargs))
+        saved = z, weight, source.shape
+        if self.activation is None:
+            return z, saved
+        if self.name == "relu":
+            return torch.relu_(z), saved
+        return self.activation.target(z, *self.activation.args[1:], **self.activation.kwargs), saved
+
+    def backward(self, run: Run, carry: Tensor, saved) -> None:
+        z, weight, shape = saved
+        # A ReLU's kept output serves as z: its sign is the mask, and identity then costs nothing.
+        name = "identity" if self.name == "relu" else self.name
+        reader = self.reader
+        if reader is not None and reader.batch_dim:
+            moved = (t.movedim(reader.batch_dim, 0) for t in (carry, z))
+            _, sums = ops.epsilon(*moved, eps=self.eps, activation=name, unit_dim=-1)
+            run.read(reader, sums)
+            reader = None
+        scaled, sums = ops.epsilon(carry, z, eps=self.eps, activation=name, unit_dim=self.unit_dim)
+        run.read(reader, sums)
+        if not self.needs_input:
+            return
+        run.give(self.node.args[0], scaled @ weight if self.linear else self._through_convolution(scaled, weight, shape))
+
+    def _through_convolution(self, scaled: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        node, rank = self.node, weight.dim() - 2
+        source = scaled.new_empty(1).expand(shape)
+        padding = argument(node, "padding")
+        if isinstance(padding, str):
+            source = source.contiguous().requires_grad_()
+            with torch.enable_grad():
+                out = node.target(source, weight, None, *node.args[3:], **node.kwargs)
+            return torch.autograd.grad(out, source, scaled)[0]
+        stride, dilation = argument(node, "stride"), argument(node, "dilation")
+        groups = argument(node, "groups")
+        zeros = [0] * rank
+        mask = [True, False, False]
+        sizes = (_sizes(stride, rank), _sizes(padding, rank), _sizes(dilation, rank))
+        return ATEN.convolution_backward(scaled, source, weight, None, *sizes, False, zeros, groups, mask)[0]
+
+
+def _sizes(value, rank: int) -> list[int]:
+    """ATen's ``int[2]`` arguments, which may come as one number."""
+    value = [value] if isinstance(value, int) else list(value)
+    return value * rank if len(value) == 1 else value
+
+
+class Activation(Operator):
+    """Pass rule: the relevance of ``act(z)`` is that of ``z``, so ``c_z = c_y act(z) / z``."""
+
+    def forward(self, run: Run) -> tuple[object, object]:
+        value, _ = super().forward(run)
+        return value, (run.env[self.node.args[0]], value)
+
+    def backward(self, run: Run, carry: Tensor, saved) -> None:
+        z, y = saved
+        # Relevance at z = 0 is 0 whatever the factor; 0 keeps the division out of it.
+        run.give(self.node.args[0], torch.where(z == 0, 0, carry * (y / z)))
+
+
+class Sum(Operator):
+    """Epsilon rule of a sum ``s = a + b``: ``c_a = c_b = c_s f(s)``; a ReLU that alone reads `s` is taken along."""
+
+    def __init__(self, node: fx.Node, eps: float, activation: fx.Node | None) -> None:
+        super().__init__(node, eps)
+        self.activation = activation
+        self.factors = [(node.args[0], 1), (node.args[1], argument(node, "alpha"))]
+        if node.target is ATEN.sub.Tensor:
+            self.factors[1] = (node.args[1], -argument(node, "alpha"))
+
+    @property
+    def output(self) -> fx.Node:
+        return self.node if self.activation is None else self.activation
+
+    def forward(self, run: Run) -> tuple[object, object]:
+        value, _ = super().forward(run)
+        if self.activation is not None:
+            value.relu_()
+        shapes = [run.env[a].shape if isinstance(a, fx.Node) else None for a, _ in self.factors]
+        return value, (value, shapes)
+
+    def backward(self, run: Run, carry: Tensor, saved) -> None:
+        value, shapes = saved
+        scaled = ops.epsilon(carry, value, eps=self.eps)[0]
+        for (operand, factor), shape in zip(self.factors, shapes, strict=True):
+            if operand in run.program.live:
+                share = scaled if scaled.shape == shape else scaled.sum_to_size(shape)
+                run.give(operand, share if factor == 1 else share * factor)
+
+
+class Taped(Operator):
+    """An operator whose ordinary vector-Jacobian product is its rule, by autograd.
+
+    Right for whatever is linear in the tensors that carry relevance (views, concatenation, padding, scaling by a
+    constant), for max pooling (the winner takes all), and for softmax and sigmoid (AttnLRP's Taylor rule).
+    """
+
+    def __init__(self, node: fx.Node, eps: float, receivers: list[fx.Node]) -> None:
+        super().__init__(node, eps)
+        self.receivers = receivers
+
+    def forward(self, run: Run) -> tuple[object, object]:
+        with torch.enable_grad():
+            leaves = {n: run.env[n].detach().requires_grad_() for n in self.receivers}
+            read: Callable = lambda n: leaves[n] if n in leaves else run.env[n]
+            args, kwargs = fx.node.map_arg((self.node.args, self.node.kwargs), read)
+            out = self.node.target(*args, **kwargs)
+        outs = out if isinstance(out, (tuple, list)) else (out,)
+        edge = torch.autograd.graph.get_gradient_edge
+        edges = [edge(o) if isinstance(o, Tensor) and o.requires_grad else None for o in outs]
+        if not any(e is not None for e in edges):
+            raise CaptureError(
+                f"{module_of(self.node)}: {self.node.target} has no derivative, so relevance would be lost there"
+            )
+        # Edges instead of tensors: a view's value need not outlive its last reader.
+        saved = edges, [edge(leaf) for leaf in leaves.values()]
+        return torch.utils._pytree.tree_map_only(Tensor, Tensor.detach, out), saved
+
+    def backward(self, run: Run, carry, saved) -> None:
+        edges, leaves = saved
+        carries = self.modified(carry) if isinstance(carry, dict) else {0: self.modified(carry)}
+        chosen = [i for i in carries if edges[i] is not None]
+        shares = torch.autograd.grad([edges[i] for i in chosen], leaves, [carries[i] for i in chosen], allow_unused=True)
+        for node, share in zip(self.receivers, shares, strict=True):
+            run.give(node, share)
+
+    def modified(self, carry):
+        """The carry as the rule wants it before the ordinary gradient is taken."""
+        return carry
+
+
+class Item(Operator):
+    """One output of an operator with several: its carry waits with its siblings'."""
+
+    def forward(self, run: Run) -> tuple[object, object]:
+        return run.env[self.node.args[0]][self.node.args[1]], None
+
+    def backward(self, run: Run, carry: Tensor, saved) -> None:
+        run.carries.setdefault(self.node.args[0], {})[self.node.args[1]] = carry
+
+
+class Affine(Taped):
+    """Epsilon (norm) rule by autograd: the ordinary product of ``c f(out)``. Average pools, means, lone batch norms."""
+
+    def forward(self, run: Run) -> tuple[object, object]:
+        value, saved = super().forward(run)
+        return value, (value, saved)
+
+    def backward(self, run: Run, carry: Tensor, saved) -> None:
+        value, saved = saved
+        super().backward(run, ops.epsilon(carry, value, eps=self.eps)[0] if value.dim() > 1 else carry, saved)
+
+
+class ElementwiseProduct(Taped):
+    """Uniform split of ``a * b`` where both carry relevance: each gets half of it, ``c_a = c b / 2``."""
+
+    def modified(self, carry: Tensor) -> Tensor:
+        return carry / 2
