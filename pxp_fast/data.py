@@ -1,7 +1,7 @@
 """Reference and evaluation images: folders of any size, or the embedded demo.
 
-A folder holds one sub-folder per class (torchvision's ImageFolder layout). Which images are used depends on the seed and
-the folder's names alone: not on the order in which the file system lists them, nor on which other classes are used.
+A folder holds one sub-folder per class (torchvision's ImageFolder layout). Which images are used depends on the seed
+and the folder's names alone: not on the order in which the file system lists them, nor on which other classes are used.
 """
 
 from __future__ import annotations
@@ -144,14 +144,12 @@ def demo_images(
     )
 
 
-def choose(
-    samples: list[Sample], where: str, count: int | None, seed: int, allow_fewer: bool = False
-) -> list[Sample]:
-    """`count` of one class's samples, in an order that depends on `seed` and `where` alone; the others become spares."""
+def choose(samples: list[Sample], where: str, count: int | None, seed: int, allow_fewer: bool = False) -> list[Sample]:
+    """`count` of one class's samples, in an order that `seed` and `where` alone decide; the others become spares."""
     wanted = 1 if count is None else count
     if len(samples) < wanted and not (allow_fewer and samples):
         raise DataError(
-            f"class {where} has {len(samples)} image{'s' if len(samples) != 1 else ''}, {wanted} asked for: add images, "
+            f"class {where} has {_images(len(samples))}, {wanted} asked for: add images, "
             "ask for fewer (--samples-per-class), leave the class out (--classes)"
             + ("" if not samples else ", or allow it (--allow-fewer)")
         )
@@ -193,7 +191,7 @@ def split(
         needed = reference_per_class + (evaluation_per_class or 1)
         if len(samples) < needed and not allow_fewer:
             raise DataError(
-                f"class {name} of {images.root} has {len(samples)} image{'s' if len(samples) != 1 else ''}; "
+                f"class {name} of {images.root} has {_images(len(samples))}; "
                 f"{reference_per_class} to score with and {evaluation_per_class or 'at least 1'} others to judge by are "
                 "asked for: ask for fewer (--samples-per-class), give the judging images separately (--val DIR), or "
                 "take what there is (--allow-fewer)"
@@ -225,7 +223,8 @@ def _subfolders(root: Path) -> list[str]:
             listed = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         raise DataError(
-            f"cannot read the image folder {root}: {error.strerror}; give a readable folder with one sub-folder per class"
+            f"cannot read the image folder {root}: {error.strerror}; give a readable folder with one sub-folder for "
+            "each class"
         ) from error
     folders = sorted(name for name, directory in listed if directory)
     if folders:
@@ -240,8 +239,8 @@ def _images_below(folder: Path) -> list[Path]:
 
     def refuse(error: OSError) -> None:
         raise DataError(
-            f"cannot read the image folder {error.filename}: {error.strerror}; make it readable, or leave its class out "
-            "with --classes"
+            f"cannot read the image folder {error.filename}: {error.strerror}; make it readable, or leave its class "
+            "out with --classes"
         ) from error
 
     return sorted(
@@ -250,6 +249,10 @@ def _images_below(folder: Path) -> list[Path]:
         for name in names
         if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
     )
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'s' if count != 1 else ''}"
 
 
 def _reason(error: Exception, path: Path) -> str:

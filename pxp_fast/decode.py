@@ -1,7 +1,7 @@
 """From an image file to the tensor a network was trained on: decode, resize, crop, normalise.
 
-PIL does the work, so no other package is needed and a corrupt file raises an ordinary exception. Pixels stay 8-bit until
-a batch is normalised: a quarter of the memory of float32 in the queues between processes and in the cache.
+PIL does the work, so no other package is needed and a corrupt file raises an ordinary exception. Pixels stay 8-bit
+until a batch is normalised: a quarter of the memory of float32 in the queues between processes and in the cache.
 """
 
 from __future__ import annotations

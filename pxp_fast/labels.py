@@ -43,20 +43,20 @@ def label_folders(root: Path, folders: Sequence[str], num_classes: int) -> dict[
     outside = [f"{folder} -> {label}" for folder, label in labels.items() if not 0 <= label < num_classes]
     if outside:
         raise DataError(
-            f"labels of {root} lie outside the model's {num_classes} classes (0 to {num_classes - 1}): {_some(outside)}. "
-            f"Labels count from 0; rename the folders, or write {path} as {{\"folder\": label, ...}}"
+            f"labels of {root} lie outside the model's {num_classes} classes (0 to {num_classes - 1}): "
+            f'{_some(outside)}. Labels count from 0; rename the folders, or write {path} as {{"folder": label, ...}}'
         )
     taken: dict[int, str] = {}
     for folder, label in labels.items():
         if label in taken:
-            raise DataError(f"folders {taken[label]} and {folder} of {root} both mean label {label}; merge or rename them")
+            raise DataError(
+                f"folders {taken[label]} and {folder} of {root} both mean label {label}; merge or rename them"
+            )
         taken[label] = folder
     return labels
 
 
-def match_classes(
-    root: Path | str, labels: dict[str, int], classes: Sequence[str | int] | None
-) -> dict[str, int]:
+def match_classes(root: Path | str, labels: dict[str, int], classes: Sequence[str | int] | None) -> dict[str, int]:
     """`labels` restricted to `classes`, each a folder's name or a label. Raises DataError on an unknown one."""
     if not classes:
         return labels
@@ -66,7 +66,9 @@ def match_classes(
         folder = wanted if wanted in labels else by_label.get(int(wanted) if wanted.isdigit() else -1)
         if folder is None:
             known = [f"{label} ({name})" if str(label) != name else name for name, label in labels.items()]
-            raise DataError(f"class {wanted!r} is not in {root}; --classes takes labels or folder names: {_some(known)}")
+            raise DataError(
+                f"class {wanted!r} is not in {root}; --classes takes labels or folder names: {_some(known)}"
+            )
         chosen[folder] = labels[folder]
     return chosen
 
@@ -75,9 +77,9 @@ def _from_file(path: Path, folders: Sequence[str]) -> dict[str, int]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}; it must hold {{\"folder\": label, ...}}") from error
+        raise DataError(f'cannot read {path}: {error}; it must hold {{"folder": label, ...}}') from error
     if not isinstance(content, dict) or not all(type(label) is int for label in content.values()):
-        raise DataError(f"{path} must hold one object {{\"folder\": label, ...}} whose labels are whole numbers")
+        raise DataError(f'{path} must hold one object {{"folder": label, ...}} whose labels are whole numbers')
     if absent := [folder for folder in folders if folder not in content]:
         raise DataError(f"{path} gives no label to {len(absent)} of {len(folders)} folders: {_some(absent)}; add them")
     return {folder: content[folder] for folder in folders}

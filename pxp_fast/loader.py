@@ -1,7 +1,7 @@
 """Batches of images, decoded in this process or in others, and kept when they fit into memory.
 
-A sweep judges the same images a hundred times. Decoding them once and keeping the pixels as bytes makes every pass after
-the first cost what the network costs.
+A sweep judges the same images a hundred times. Decoding them once and keeping the pixels as bytes makes every pass
+after the first cost what the network costs.
 """
 
 from __future__ import annotations

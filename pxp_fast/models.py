@@ -112,11 +112,16 @@ def _timm(spec: str, name: str, arguments: dict[str, Any], pretrained: bool) -> 
         raise ModelError(_unknown(spec, name.split(".")[0], timm.list_models(), "timm.list_models()"))
     model = _construct(spec, timm.create_model, name, pretrained=pretrained, **arguments)
     config = timm.data.resolve_model_data_config(model)
+    channels, *plane = config["input_size"]
+    mean, std = config["mean"], config["std"]
+    if arguments.get("in_chans", channels) != channels:  # timm's configuration goes on describing the colour network
+        channels = arguments["in_chans"]
+        mean, std = [sum(mean) / len(mean)] * channels, [sum(std) / len(std)] * channels
     preprocess = Preprocess.from_crop_fraction(
-        tuple(config["input_size"]),
+        (channels, *plane),
         config["crop_pct"],
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
+        mean=tuple(mean),
+        std=tuple(std),
         interpolation=config["interpolation"],
         squash=config["crop_mode"] == "squash",
     )
@@ -150,7 +155,9 @@ def _demo(spec: str, name: str, arguments: dict[str, Any], pretrained: bool) -> 
         raise ModelError(_unknown(spec, name, DEMO_NETWORKS, "demo:" + ", demo:".join(DEMO_NETWORKS)))
     if arguments:
         raise ModelError(f"{spec}: the embedded networks take no --checkpoint-kwargs; leave {sorted(arguments)} out")
-    black, white = (float(demo.normalize(torch.full((1, 1, 28, 28), v, dtype=torch.uint8))[0, 0, 0, 0]) for v in (0, 255))
+    black, white = (
+        float(demo.normalize(torch.full((1, 1, 28, 28), v, dtype=torch.uint8))[0, 0, 0, 0]) for v in (0, 255)
+    )
     std = 1 / (white - black)
     return demo.network(name), Preprocess((1, 28, 28), mean=(-black * std,), std=(std,))
 
@@ -158,7 +165,9 @@ def _demo(spec: str, name: str, arguments: dict[str, Any], pretrained: bool) -> 
 def _callable(spec: str, name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[nn.Module, Preprocess]:
     source = spec.partition(":")[0]
     if pretrained:
-        raise ModelError(f"{spec}: --weights pretrained is for timm: and torchvision:; give a file, or load it yourself")
+        raise ModelError(
+            f"{spec}: --weights pretrained is for timm: and torchvision:; give a file, or load it yourself"
+        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -170,7 +179,9 @@ def _callable(spec: str, name: str, arguments: dict[str, Any], pretrained: bool)
         ) from error
     for part in name.split("."):
         if not hasattr(target, part):
-            raise ModelError(f"{spec}: {source!r} has no {name!r}; it has {_some(n for n in dir(target) if n[0] != '_')}")
+            raise ModelError(
+                f"{spec}: {source!r} has no {name!r}; it has {_some(n for n in dir(target) if n[0] != '_')}"
+            )
         target = getattr(target, part)
     model = target if isinstance(target, nn.Module) else _construct(spec, target, **arguments)
     if not isinstance(model, nn.Module):
@@ -187,7 +198,8 @@ def _declared(spec: str, info: Mapping[str, Any] | None) -> Preprocess:
     allowed = {"mean", "std", "interpolation", "resize", "squash"}
     if unknown := sorted(set(values) - allowed):
         raise ModelError(
-            f"{spec}: pxp_input has {', '.join(unknown)}; it may hold input_size, crop_pct, {', '.join(sorted(allowed))}"
+            f"{spec}: pxp_input has {', '.join(unknown)}; it may hold input_size, crop_pct, "
+            f"{', '.join(sorted(allowed))}"
         )
     if "mean" not in values and len(size) == 3 and size[0] == 1:
         values |= {"mean": (0.5,), "std": (0.5,)}

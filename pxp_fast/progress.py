@@ -63,7 +63,7 @@ class _Bars:
 
 
 class _Lines:
-    """A line when a loop starts, at least every ten seconds or tenth of the way (whichever is rarer), and at its end."""
+    """A line every ten seconds or tenth of the way, whichever is rarer, and one at the end."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

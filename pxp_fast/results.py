@@ -156,13 +156,16 @@ class Results(_Record):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise OutputError(f"cannot read {path}: {error.strerror}; give the folder that `pxp-fast run` wrote") from error
+            raise OutputError(
+                f"cannot read {path}: {error.strerror}; give the folder that `pxp-fast run` wrote"
+            ) from error
         except ValueError as error:
             raise OutputError(f"{path} is not JSON ({error}); it is damaged: run again") from error
         found = content.get("version") if isinstance(content, dict) else None
         if not isinstance(content, dict) or content.get("format") != "pxp_fast results" or found != VERSION:
             raise OutputError(
-                f"{path} is not a pxp_fast results file of version {VERSION} (version {found}); make it with this version"
+                f"{path} is not a pxp_fast results file of version {VERSION} (version {found}); make it with this "
+                "version of the package"
             )
         try:
             return cls.model_validate(content)

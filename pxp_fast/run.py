@@ -6,7 +6,6 @@ Each file is written whole as soon as its step is done, so what an interruption 
 from __future__ import annotations
 
 import datetime
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from torch import nn
 
 from . import data, environment, report
 from .config import RunConfig
-from .errors import DataError, OutputError, PxpError
+from .errors import OutputError, PxpError
 from .evaluate import Curve, Evaluation, evaluate, sweep
 from .heatmaps import HeatMaps, explain
 from .loader import Loader
@@ -30,6 +29,7 @@ from .plan import plan as make_plan
 from .progress import Track, silent
 from .results import ClassRecord, CurveRecord, DataRecord, Hits, LayerRecord, ModelRecord, Results, SkippedRecord
 from .scores import Scores, score
+from .selection import describe, scoring_and_judging
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
     device, dtype = torch_device(config.device), getattr(torch, config.dtype)
     with _timed(seconds, "load"):
         loaded = load(config.model, weights=config.weights, checkpoint_kwargs=config.checkpoint_kwargs)
-        reference, evaluation = images_for(config, loaded)
+        reference, evaluation = scoring_and_judging(config, loaded)
     network = loaded.model.to(device)
     shared = data.shared_images(reference, evaluation)
     say(
@@ -81,7 +81,7 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
             device=device,
             dtype=dtype,
             model_name=loaded.name,
-            data=describe_data(reference, config),
+            data=describe(reference, config),
             progress=track,
         )
         scores.save(config.out / "scores.safetensors")
@@ -165,44 +165,6 @@ def torch_device(name: str) -> torch.device:
 def plan_options(config: RunConfig) -> dict[str, object]:
     """The options of `config` that a plan depends on, other than rate, order and seed."""
     return {"scope": config.scope, "magnitude": config.magnitude, "absolute": config.absolute}
-
-
-def describe_data(images: data.Images, config: RunConfig) -> dict[str, object]:
-    """What a scores file says about its images."""
-    root = images.root if isinstance(images, data.DemoImages) else os.path.realpath(images.root)
-    return {
-        "root": root,
-        "images": len(images),
-        "classes": sorted(images.class_names),
-        "samples_per_class": config.samples_per_class,
-        "seed": config.seed,
-    }
-
-
-def images_for(config: RunConfig, loaded: LoadedModel) -> tuple[data.Images, data.Images]:
-    """The images that score and the images that judge: disjoint, unless ``config.val`` makes them overlap."""
-    common = {"model": loaded, "classes": config.classes, "seed": config.seed, "allow_fewer": config.allow_fewer}
-    count, judging = config.samples_per_class or None, config.eval_samples_per_class
-    if config.data == "demo" and config.val is None:
-        return (
-            data.demo_images("reference", samples_per_class=count, **common),
-            data.demo_images("test", samples_per_class=judging, **common),
-        )
-    if config.val is not None:
-        first = data.demo_images("reference", samples_per_class=count, **common) if config.data == "demo" else (
-            data.image_folder(config.data, samples_per_class=count, **common)
-        )
-        return first, data.image_folder(config.val, samples_per_class=judging, **common)
-    if count is None:
-        raise DataError("--samples-per-class 0 lets every image score, so none is left to judge by: give --val DIR")
-    everything = data.image_folder(config.data, **common)
-    return data.split(
-        everything,
-        reference_per_class=count,
-        evaluation_per_class=judging,
-        seed=config.seed,
-        allow_fewer=config.allow_fewer,
-    )
 
 
 def _curves(

@@ -118,5 +118,5 @@ def _refuse_misfit(state: dict[str, torch.Tensor], model: nn.Module, path: Path)
     if problems:
         raise ModelError(
             f"weights file {path} does not fit the model. {'; '.join(problems)}. Choose the architecture it was saved "
-            'from, or its arguments with --checkpoint-kwargs (for example \'{"num_classes": 10}\')'
+            "from, or its arguments with --checkpoint-kwargs (for example '{\"num_classes\": 10}')"
         )

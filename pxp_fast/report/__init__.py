@@ -23,9 +23,7 @@ def require_extra() -> None:
     """Raise PxpError, naming the pip extra, unless what the page is made with is installed."""
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise PxpError(
-            f"the report needs {' and '.join(missing)}; install with: pip install 'pxp_fast[report]'"
-        )
+        raise PxpError(f"the report needs {' and '.join(missing)}; install with: pip install 'pxp_fast[report]'")
 
 
 def render(runs: Sequence[tuple[Results, HeatMaps]]) -> str:
@@ -35,7 +33,9 @@ def render(runs: Sequence[tuple[Results, HeatMaps]]) -> str:
 
     from . import figures, pictures, words
 
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     environment.filters |= {"percent": words.percent, "count": words.count}
     sections = [
         {

@@ -1,7 +1,7 @@
 """The figures, as inline SVG whose colours and fonts are the page's.
 
-Every colour is drawn as a placeholder and replaced by a variable of the page's style sheet, so one figure serves the light
-and the dark page.
+Every colour is drawn as a placeholder and replaced by a variable of the page's style sheet, so one figure serves the
+light and the dark page.
 """
 
 from __future__ import annotations
@@ -32,10 +32,18 @@ def curve(results: Results, salt: int) -> Markup:
         columns = list(zip(*(found.accuracies for found in chance), strict=True))
         label = f"random order, {len(chance)} seeds (range and mean)" if len(chance) > 1 else "random order"
         axes.fill_between(
-            rates, [100 * min(c) for c in columns], [100 * max(c) for c in columns], color=_BAND, linewidth=0, label=label
+            rates,
+            [100 * min(c) for c in columns],
+            [100 * max(c) for c in columns],
+            color=_BAND,
+            linewidth=0,
+            label=label,
         )
         axes.plot(rates, [100 * sum(c) / len(c) for c in columns], color=_MUTED, linewidth=1.2)
-    styles = (("most", "most relevant first", _WARN, 1.4, (0, (4, 2))), ("least", "least relevant first", _ACCENT, 2.4, "-"))
+    styles = (
+        ("most", "most relevant first", _WARN, 1.4, (0, (4, 2))),
+        ("least", "least relevant first", _ACCENT, 2.4, "-"),
+    )
     for order, label, colour, width, dashes in styles:
         found = results.curve(order)
         if found:
@@ -50,7 +58,15 @@ def curve(results: Results, salt: int) -> Markup:
     )  # fmt: skip
     if results.config.get("order", "least") == "least":
         point = (100 * results.rate, 100 * results.after.accuracy)
-        axes.plot(*point, "o", markersize=9, markerfacecolor=_PAPER, markeredgecolor=_ACCENT, markeredgewidth=2, label="this plan")
+        axes.plot(
+            *point,
+            "o",
+            markersize=9,
+            markerfacecolor=_PAPER,
+            markeredgecolor=_ACCENT,
+            markeredgewidth=2,
+            label="this plan",
+        )
     axes.set(xlim=(-1.5, 101), ylim=(0, 104), xlabel="units removed (%)", ylabel="accuracy (%)")
     axes.set_xticks(range(0, 101, 10))
     handles, labels = axes.get_legend_handles_labels()
@@ -113,7 +129,9 @@ def _svg(figure: Any, salt: str) -> Markup:
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = stream.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1)
+    text = re.sub(
+        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1
+    )
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[a-z]+_?[0-9]*(?:\.[a-z]+)?">', "<g>", text)
     text = re.sub(r"(font: [0-9.]+px )[^;\"]*", r"\1var(--font)", text)

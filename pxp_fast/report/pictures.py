@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
 
 def rows(maps: HeatMaps) -> list[Row]:
-    """A row per explained image. Red speaks for the labelled class, blue against it; the image shows through in grey."""
+    """A row per explained image. Red speaks for the labelled class, blue against it, over the image in pale grey."""
     shown = []
     for position, record in enumerate(maps.records):
         pixels = maps.images[position].permute(1, 2, 0).numpy()
@@ -42,7 +42,7 @@ def rows(maps: HeatMaps) -> list[Row]:
 
 def overlay(pixels: np.ndarray, relevance: np.ndarray) -> np.ndarray:
     """Relevance in [-1, 1], [H, W], over a pale grey version of `pixels`, uint8 [H, W, 3]: uint8 [H, W, 3]."""
-    grey = 150 + 105 * (pixels.astype(np.float64).mean(2, keepdims=True) / 255)
+    grey = 190 + 65 * (pixels.astype(np.float64).mean(2, keepdims=True) / 255)
     strength = (np.abs(relevance) ** 0.6)[..., None]
     colour = np.where(relevance[..., None] >= 0, _POSITIVE, _NEGATIVE)
     return np.clip(np.rint(grey * (1 - strength) + colour * strength), 0, 255).astype(np.uint8)

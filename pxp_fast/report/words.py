@@ -66,14 +66,22 @@ def tiles(results: Results) -> list[Tile]:
     shown = [
         Tile("Accuracy before", percent(results.before.accuracy), f"95\u202f% interval {before_low} to {before_high}"),
         Tile("Accuracy after", percent(results.after.accuracy), f"95\u202f% interval {low} to {high}"),
-        Tile("Units removed", percent(results.removed / max(results.units, 1)), f"{count(results.removed)} of {count(results.units)}"),
+        Tile(
+            "Units removed",
+            percent(results.removed / max(results.units, 1)),
+            f"{count(results.removed)} of {count(results.units)}",
+        ),
     ]
     least = results.curve("least")
     chance = [curve for curve in results.curves if curve.order == "random"]
     if least:
-        against = f"random order {statistics.mean(c.a_pr for c in chance):.3f}" if chance else "mean accuracy over all rates"
+        against = (
+            f"random order {statistics.mean(c.a_pr for c in chance):.3f}" if chance else "mean accuracy over all rates"
+        )
         shown.append(Tile("A_PR", f"{least.a_pr:.3f}", against))
-        against = f"random order {percent(statistics.median(c.top_pr for c in chance), 0)}" if chance else "keeps 95\u202f%"
+        against = (
+            f"random order {percent(statistics.median(c.top_pr for c in chance), 0)}" if chance else "keeps 95\u202f%"
+        )
         shown.append(Tile("Top-PR", percent(least.top_pr, 0), against))
     return shown
 
@@ -103,7 +111,10 @@ def curve_alt(results: Results) -> str:
     parts = []
     for name, curve in (("least relevant first", least), ("most relevant first", most)):
         if curve:
-            shown = ", ".join(f"{percent(a, 0)} at {percent(r, 0)}" for r, a in list(zip(curve.rates, curve.accuracies, strict=True))[::4])
+            shown = ", ".join(
+                f"{percent(a, 0)} at {percent(r, 0)}"
+                for r, a in list(zip(curve.rates, curve.accuracies, strict=True))[::4]
+            )
             parts.append(f"{name}: {shown}")
     seeds = sum(curve.order == "random" for curve in results.curves)
     if seeds:

@@ -1,0 +1,263 @@
+"""The command ``pxp-fast``.
+
+Exit status: 0 done; 1 the input or the machine stood in the way, or it was interrupted; 2 the command line is wrong.
+Results go to standard output, progress and messages to standard error. What takes seconds to import is imported by the
+commands that need it.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from . import options as o
+from .errors import PxpError
+
+if TYPE_CHECKING:
+    from .config import RunConfig
+
+_NETWORKS = ("vgg", "resnet", "vit")
+
+
+class _Commands(TyperGroup):
+    """Turns what stands in a command's way into one line and an exit status."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (PxpError, KeyboardInterrupt, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not _out_of_memory(error):
+                raise
+            if ctx.params.get("debug"):
+                raise
+            typer.echo(f"pxp-fast: {_message(error)}", err=True)
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Prune vision networks by explaining them: score every unit by its relevance, remove the least relevant, "
+    "and see what that did.",
+    epilog="Start with: pxp-fast demo",
+)
+
+
+@app.callback()
+def _global(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+    pass
+
+
+@app.command()
+def run(
+    model: o.Model, data: o.Data, out: o.Out = Path("out"), val: o.Val = None, weights: o.Weights = None,
+    checkpoint_kwargs: o.CheckpointKwargs = "{}", samples_per_class: o.Samples = 10,
+    eval_samples_per_class: o.JudgingSamples = None, classes: o.Classes = None, allow_fewer: o.AllowFewer = False,
+    seed: o.Seed = 0, rate: o.Rate = 0.3, units: o.Units = None, composite: o.Composite = "epsilon",
+    order: o.Order = "least", scope: o.Scope = "kind", magnitude: o.Magnitude = True, absolute: o.Absolute = "pxp",
+    random_seeds: o.RandomSeeds = 5, heatmaps: o.HeatMapCount = 6, device: o.Device = "auto",
+    dtype: o.Dtype = "float32", batch_size: o.BatchSize = 32, workers: o.Workers = None,
+) -> None:  # fmt: skip
+    """Score, plan, prune, judge and report, in one go.
+
+    Leaves scores.safetensors, plan.json, results.json and report.html in --out.
+
+    Examples:
+
+      pxp-fast run timm:resnet50 --weights resnet50.safetensors --data imagenet/val --classes 0,1,2 --rate 0.2
+
+      pxp-fast run mymodels:classifier --data photos/ --samples-per-class 20 --out pruned
+    """
+    config = _config(**locals())
+    from . import progress
+    from .run import run as run_all
+
+    result = run_all(config, progress.tracker(), _say)
+    _summarise([result])
+    typer.echo(f"report: {result.report.resolve()}")
+
+
+@app.command()
+def score(
+    model: o.Model, data: o.Data, out: o.Out = Path("out"), weights: o.Weights = None,
+    checkpoint_kwargs: o.CheckpointKwargs = "{}", samples_per_class: o.Samples = 10, classes: o.Classes = None,
+    allow_fewer: o.AllowFewer = False, seed: o.Seed = 0, units: o.Units = None, composite: o.Composite = "epsilon",
+    device: o.Device = "auto", dtype: o.Dtype = "float32", batch_size: o.BatchSize = 32, workers: o.Workers = None,
+) -> None:  # fmt: skip
+    """Measure the relevance of every unit; leaves scores.safetensors in --out.
+
+    Example: pxp-fast score torchvision:vgg16 --weights vgg16.pth --data imagenet/train --out vgg16
+    """
+    config = _config(**locals())
+    from . import commands
+
+    typer.echo(commands.score(config))
+
+
+@app.command()
+def plan(
+    scores: o.ScoresFile, rate: o.Rate = 0.3, units: o.Units = None, order: o.Order = "least",
+    scope: o.Scope = "kind", seed: o.Seed = 0, magnitude: o.Magnitude = True, absolute: o.Absolute = "pxp",
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: beside the scores.")] = None,
+) -> None:  # fmt: skip
+    """Choose the units to remove; needs only the scores.
+
+    Example: pxp-fast plan vgg16 --rate 0.25
+    """
+    values = {name: value for name, value in locals().items() if name not in ("scores", "out")}
+    config = _config(model="", data="", **values)
+    from . import commands
+
+    typer.echo(commands.plan(scores, config, out))
+
+
+@app.command(name="eval")
+def evaluate(
+    model: o.Model, data: o.Data,
+    plan: Annotated[Path | None, typer.Option(help="plan.json to prune the network by.", metavar="FILE")] = None,
+    weights: o.Weights = None, checkpoint_kwargs: o.CheckpointKwargs = "{}",
+    samples_per_class: o.JudgingSamples = None, classes: o.Classes = None, allow_fewer: o.AllowFewer = False,
+    seed: o.Seed = 0, device: o.Device = "auto", dtype: o.Dtype = "float32", batch_size: o.BatchSize = 32,
+    workers: o.Workers = None,
+) -> None:  # fmt: skip
+    """Measure accuracy, of the network as it is or pruned by a plan.
+
+    Example: pxp-fast eval torchvision:vgg16 --weights vgg16.pth --data imagenet/val --plan vgg16/plan.json
+    """
+    values = locals()
+    values["eval_samples_per_class"] = values.pop("samples_per_class")
+    config = _config(**{name: value for name, value in values.items() if name != "plan"})
+    from . import commands
+
+    typer.echo(commands.evaluate(config, plan))
+
+
+@app.command()
+def sweep(
+    model: o.Model, scores: o.ScoresFile, data: o.Data, weights: o.Weights = None,
+    checkpoint_kwargs: o.CheckpointKwargs = "{}", samples_per_class: o.JudgingSamples = None,
+    classes: o.Classes = None, allow_fewer: o.AllowFewer = False, seed: o.Seed = 0, order: o.Order = "least",
+    scope: o.Scope = "kind", units: o.Units = None, magnitude: o.Magnitude = True, absolute: o.Absolute = "pxp",
+    device: o.Device = "auto", dtype: o.Dtype = "float32", batch_size: o.BatchSize = 32, workers: o.Workers = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for sweep.json; by default none.", metavar="DIR")] = None,
+) -> None:  # fmt: skip
+    """Measure accuracy at every pruning rate, from one scoring.
+
+    Images of the same folder that scored are left out.
+
+    Example: pxp-fast sweep torchvision:vgg16 vgg16/scores.safetensors --weights vgg16.pth --data imagenet/val
+    """
+    values = locals()
+    values["eval_samples_per_class"] = values.pop("samples_per_class")
+    config = _config(**{name: value for name, value in values.items() if name not in ("scores", "out")})
+    from . import commands
+
+    typer.echo(commands.sweep(scores, config, out))
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Folders that `run` wrote, for one page.", metavar="DIR...")],
+    out: Annotated[Path | None, typer.Option(help="The page; by default in the first folder.", metavar="FILE")] = None,
+) -> None:
+    """Make the page again from results.json, for one run or several side by side.
+
+    Example: pxp-fast report runs/resnet18 runs/resnet50 --out both.html
+    """
+    from . import commands
+
+    typer.echo(commands.report(folders, out))
+
+
+@app.command()
+def info() -> None:
+    """Print versions, devices, and which kernels are there."""
+    from .info import collect, render
+
+    typer.echo(render(collect()))
+
+
+@app.command()
+def demo(
+    networks: Annotated[
+        list[str] | None, typer.Argument(help="vgg, resnet, vit. Default: all three.", metavar="[NETWORK]...")
+    ] = None,
+    out: o.Out = Path("pxp-demo"), rate: o.Rate = 0.3, seed: o.Seed = 0, device: o.Device = "auto",
+) -> None:  # fmt: skip
+    """Prune three small networks that come with the package; needs no network and no data.
+
+    Example: pxp-fast demo
+    """
+    names = list(dict.fromkeys(networks or _NETWORKS))
+    if unknown := [name for name in names if name not in _NETWORKS]:
+        raise typer.BadParameter(f"unknown network {unknown[0]!r}; choose from {', '.join(_NETWORKS)}")
+    from . import commands
+
+    results, page = commands.demo(names, out, rate, seed, device)
+    _summarise(results)
+    typer.echo(f"report: {page.resolve()}")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's stop leaves as little behind as Ctrl-C
+    try:
+        app(prog_name="pxp-fast")
+    except KeyboardInterrupt:
+        sys.exit(1)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _config(**values: Any) -> RunConfig:
+    """The options as a :class:`RunConfig`; what does not fit is a usage error."""
+    from pydantic import ValidationError
+
+    from .config import RunConfig
+
+    for name in ("classes", "units"):
+        if name in values:
+            values[name] = o.words(values[name])
+    if "checkpoint_kwargs" in values:
+        values["checkpoint_kwargs"] = o.parse_object(values["checkpoint_kwargs"])
+    try:
+        return RunConfig(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        raise typer.BadParameter(f"{first['msg']} (found {first['input']!r})", param_hint=option) from error
+
+
+def _summarise(results: list[Any]) -> None:
+    from .report.words import headline
+
+    for result in results:
+        typer.echo(f"{result.results.model.name}: {headline(result.results)}")
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; files already finished are whole"
+    if isinstance(error, PxpError):
+        return " ".join(str(error).split())
+    reason = (str(error).splitlines() or ["no more can be had"])[0]
+    return f"out of memory: {reason}; try a smaller --batch-size"

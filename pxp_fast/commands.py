@@ -1,0 +1,168 @@
+"""What the smaller commands do: each is one step of :func:`pxp_fast.run.run` on its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from . import progress
+from . import report as pages
+from .config import RunConfig
+from .evaluate import evaluate as judge
+from .evaluate import sweep as judge_every_rate
+from .files import atomic_write
+from .heatmaps import HeatMaps
+from .loader import Loader
+from .masks import masked
+from .models import LoadedModel, load
+from .plan import Plan
+from .plan import plan as make_plan
+from .report.words import percent
+from .results import Hits, Results
+from .run import RunResult, check_writable, curve_record, plan_options, run, torch_device
+from .scores import Scores
+from .scores import score as measure
+from .selection import describe, judging, scoring
+
+
+def score(config: RunConfig) -> str:
+    """Score; returns the path of the file."""
+    check_writable(config.out)
+    loaded, device, dtype = _prepare(config)
+    images = scoring(config, loaded)
+    scores = measure(
+        loaded.model,
+        Loader(images, config.batch_size, config.workers),
+        composite=config.composite,
+        units=config.units or None,
+        device=device,
+        dtype=dtype,
+        model_name=loaded.name,
+        data=describe(images, config),
+        progress=progress.tracker(),
+    )
+    path = config.out / "scores.safetensors"
+    scores.save(path)
+    return f"{scores.samples} images scored{_skipped(images.skipped)}\n{path}"
+
+
+def plan(scores: Path, config: RunConfig, out: Path | None) -> str:
+    """Plan; returns what it removes and the path of the file."""
+    path = _scores_path(scores)
+    made = make_plan(
+        Scores.load(path),
+        config.rate,
+        units=config.units or None,
+        order=config.order,
+        seed=config.seed,
+        **plan_options(config),
+    )
+    target = (out or path.parent) / "plan.json"
+    made.save(target)
+    return f"{made.removed_count} of {made.total_count} units to remove\n{target}"
+
+
+def evaluate(config: RunConfig, plan_path: Path | None) -> str:
+    """Judge; returns the accuracy as a line."""
+    plan_ = None if plan_path is None else Plan.load(_inside(plan_path, "plan.json"), model_name=config.model)
+    loaded, device, dtype = _prepare(config)
+    images = judging(config, loaded)
+    loader = Loader(images, config.batch_size, config.workers)
+    track = progress.tracker()
+    if plan_ is None:
+        found, what = judge(loaded.model, loader, device=device, dtype=dtype, progress=track), "unpruned"
+    else:
+        with masked(loaded.model, plan_):
+            found = judge(loaded.model, loader, device=device, dtype=dtype, progress=track)
+        what = f"with {plan_.removed_count} of {plan_.total_count} units removed"
+    hits = Hits(correct=found.correct, total=found.total)
+    low, high = hits.interval
+    return (
+        f"accuracy {what}: {percent(hits.accuracy, 2)} ({hits.correct} of {hits.total} images right; "
+        f"95\u202f% interval {percent(low)} to {percent(high)}){_skipped(images.skipped)}"
+    )
+
+
+def sweep(scores: Path, config: RunConfig, out: Path | None) -> str:
+    """Judge at every rate; returns a table."""
+    if out is not None:
+        check_writable(out)
+    found = Scores.load(_scores_path(scores), model_name=config.model)
+    loaded, _, _ = _prepare(config)
+    images = judging(config, loaded, found.header.get("data"))
+    curve = judge_every_rate(
+        loaded.model,
+        found,
+        Loader(images, config.batch_size, config.workers),
+        order=config.order,
+        seed=config.seed,
+        units=config.units or None,
+        progress=progress.tracker(),
+        **plan_options(config),
+    )
+    record = curve_record(curve, config.order, config.seed if config.order == "random" else None)
+    if out is not None:
+        with atomic_write(out / "sweep.json") as temporary:
+            content = {"model": loaded.name, "images": len(images), "curve": record.model_dump(mode="json")}
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    lines = ["removed  units  accuracy"]
+    rows = zip(record.rates, record.removed, record.accuracies, strict=True)
+    lines += [f"{rate:7.0%}  {removed:5d}  {accuracy:8.2%}" for rate, removed, accuracy in rows]
+    lines.append(f"A_PR {record.a_pr:.4f}, Top-PR {record.top_pr:.0%}, {len(images)} images{_skipped(images.skipped)}")
+    return "\n".join(lines)
+
+
+def report(folders: list[Path], out: Path | None) -> str:
+    """Render again; returns the path of the page."""
+    runs = []
+    for folder in folders:
+        results = Results.load(_inside(folder, "results.json"))
+        place = folder if folder.is_dir() else folder.parent
+        runs.append((results, HeatMaps.load(place / "heatmaps.safetensors", results.heatmaps)))
+        target = out or (folders[0] if folders[0].is_dir() else folders[0].parent) / "report.html"
+    pages.save(pages.render(runs), target)
+    return str(target)
+
+
+def demo(networks: list[str], out: Path, rate: float, seed: int, device: str) -> tuple[list[RunResult], Path]:
+    """Run the embedded networks; returns their results and the path of the page over all of them."""
+    results = [
+        run(
+            RunConfig(
+                model=f"demo:{name}", data="demo", out=out / name, rate=rate, seed=seed, device=device, batch_size=128,
+                samples_per_class=20, random_seeds=3,
+            ),
+            progress.tracker(),
+        )
+        for name in networks
+    ]  # fmt: skip
+    if len(results) == 1:
+        return results, results[0].report
+    page = out / "report.html"
+    maps = [HeatMaps.load(r.report.with_name("heatmaps.safetensors"), r.results.heatmaps) for r in results]
+    pages.save(pages.render([(r.results, m) for r, m in zip(results, maps, strict=True)]), page)
+    return results, page
+
+
+def _prepare(config: RunConfig) -> tuple[LoadedModel, torch.device, torch.dtype]:
+    device = torch_device(config.device)
+    loaded = load(config.model, weights=config.weights, checkpoint_kwargs=config.checkpoint_kwargs)
+    loaded.model.to(device)
+    return loaded, device, getattr(torch, config.dtype)
+
+
+def _scores_path(path: Path) -> Path:
+    return _inside(path, "scores.safetensors")
+
+
+def _inside(path: Path, name: str) -> Path:
+    """`path` itself, or the file `name` in it when it is a folder."""
+    return path / name if path.is_dir() else path
+
+
+def _skipped(skipped: list[tuple[str, str]]) -> str:
+    if not skipped:
+        return ""
+    return f"\nskipped {len(skipped)} unreadable: " + "; ".join(f"{path} ({reason})" for path, reason in skipped[:10])

@@ -1,0 +1,130 @@
+"""The command line's options, each written once for all the commands that take it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+
+def _fraction(value: float | None) -> float | None:
+    if value is not None and not 0 <= value < 1:
+        raise typer.BadParameter(f"{value:g} is not in [0, 1): the rate is a fraction of the units, such as 0.3")
+    return value
+
+
+def _object(text: str) -> dict[str, Any]:
+    """JSON text to a dictionary (typer hands the default over as it is)."""
+    if isinstance(text, dict):
+        return text
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise typer.BadParameter('expected a JSON object, such as {"num_classes": 10}')
+    return content
+
+
+def words(text: str | None) -> tuple[str, ...]:
+    """A comma list to its parts."""
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
+_INPUT, _CHOICE, _MACHINE = "Network and images", "What is removed", "Machine"
+
+Model = Annotated[
+    str, typer.Argument(help="timm:NAME, torchvision:NAME, MODULE:CALLABLE or demo:vgg|resnet|vit.", metavar="MODEL")
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="Folder with one sub-folder of images per class, or 'demo'.", metavar="DIR", rich_help_panel=_INPUT
+    ),
+]
+Val = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder of the images that judge. Default: the images of --data that do not score.",
+        metavar="DIR",
+        rich_help_panel=_INPUT,
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="safetensors file or state dict; 'pretrained' takes the library's own.",
+        metavar="FILE",
+        rich_help_panel=_INPUT,
+    ),
+]
+CheckpointKwargs = Annotated[
+    str,
+    typer.Option(
+        help="Arguments of the network's constructor, such as '{\"num_classes\": 10}'.",
+        metavar="JSON",
+        rich_help_panel=_INPUT,
+    ),
+]
+Samples = Annotated[
+    int, typer.Option(help="Images of each class that score; 0: all of them.", min=0, rich_help_panel=_INPUT)
+]
+JudgingSamples = Annotated[
+    int | None, typer.Option(help="Images of each class that judge. Default: all.", min=1, rich_help_panel=_INPUT)
+]
+Classes = Annotated[
+    str | None,
+    typer.Option(help="Labels or folder names to use, separated by commas.", metavar="LIST", rich_help_panel=_INPUT),
+]
+AllowFewer = Annotated[
+    bool, typer.Option("--allow-fewer", help="Accept classes with fewer images than asked.", rich_help_panel=_INPUT)
+]
+Seed = Annotated[int, typer.Option(help="Chooses images and random orders.", min=0, rich_help_panel=_INPUT)]
+
+Rate = Annotated[
+    float, typer.Option(help="Fraction of the units to remove, in [0, 1).", callback=_fraction, rich_help_panel=_CHOICE)
+]
+Units = Annotated[
+    str | None,
+    typer.Option(help="Kinds of unit: filter, neuron, head. Default: all.", metavar="LIST", rich_help_panel=_CHOICE),
+]
+Composite = Annotated[str, typer.Option(help="The rules relevance is computed by.", rich_help_panel=_CHOICE)]
+Order = Annotated[
+    Literal["least", "most", "random"],
+    typer.Option(help="Which go first: the least or the most relevant, or any.", rich_help_panel=_CHOICE),
+]
+Scope = Annotated[
+    Literal["kind", "global"],
+    typer.Option(help="Rank units among their kind, or all together.", rich_help_panel=_CHOICE),
+]
+Magnitude = Annotated[
+    bool,
+    typer.Option(
+        "--magnitude/--no-magnitude", help="Rank by |relevance|, or by signed relevance.", rich_help_panel=_CHOICE
+    ),
+]
+Absolute = Annotated[
+    Literal["pxp", "token", "sample"],
+    typer.Option(help="Where |relevance| is taken: as PXP does, per position, or per image.", rich_help_panel=_CHOICE),
+]
+RandomSeeds = Annotated[int, typer.Option(help="Random orders to compare with.", min=0, rich_help_panel=_CHOICE)]
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...", rich_help_panel=_MACHINE)]
+Dtype = Annotated[
+    Literal["float32", "float64", "bfloat16", "float16"],
+    typer.Option(help="Arithmetic of the network.", rich_help_panel=_MACHINE),
+]
+BatchSize = Annotated[int, typer.Option(help="Images at a time.", min=1, rich_help_panel=_MACHINE)]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="Processes that decode images; 0: none. Default: by their number.", min=0, rich_help_panel=_MACHINE
+    ),
+]
+Out = Annotated[Path, typer.Option(help="Folder for the results.", metavar="DIR")]
+HeatMapCount = Annotated[int, typer.Option("--heatmaps", help="Images to explain before and after.", min=0)]
+ScoresFile = Annotated[Path, typer.Argument(help="scores.safetensors, or the folder it is in.", metavar="SCORES")]
+
+parse_object = _object
