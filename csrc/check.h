@@ -1,0 +1,84 @@
+// What every kernel of an operator checks before it touches memory, CPU and CUDA alike. The typed Python functions check
+// the same with longer messages; these guard direct calls of torch.ops.pxp_fast.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "formula.h"
+
+namespace pxp {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline bool is_supported(ScalarType type) {
+  return type == ScalarType::Double || type == ScalarType::Float || type == ScalarType::BFloat16 ||
+         type == ScalarType::Half;
+}
+
+inline void check_floating(const Tensor& tensor, const char* op, const char* name) {
+  STD_TORCH_CHECK(is_supported(tensor.scalar_type()), op, ": ", name,
+                  " must be float64, float32, bfloat16 or float16");
+}
+
+inline void check_like(const Tensor& tensor, const Tensor& other, const char* op, const char* name) {
+  STD_TORCH_CHECK(tensor.sizes().equals(other.sizes()), op, ": ", name, " has another shape than the first tensor");
+  STD_TORCH_CHECK(tensor.scalar_type() == other.scalar_type(), op, ": ", name, " has another dtype than the first tensor");
+  STD_TORCH_CHECK(tensor.device() == other.device(), op, ": ", name, " is on another device than the first tensor");
+}
+
+inline void check_accumulate(const Tensor& totals, const Tensor& sums) {
+  STD_TORCH_CHECK(totals.scalar_type() == ScalarType::Double && totals.dim() == 2 && totals.size(0) == 4 &&
+                      totals.is_contiguous(),
+                  "accumulate_: totals must be contiguous float64 [4, units]");
+  STD_TORCH_CHECK((sums.scalar_type() == ScalarType::Float || sums.scalar_type() == ScalarType::Double) &&
+                      sums.dim() == 3 && sums.size(0) == 2 && sums.size(2) == totals.size(1),
+                  "accumulate_: sums must be float32 or float64 [2, samples, units]");
+  STD_TORCH_CHECK(sums.device() == totals.device(), "accumulate_: totals and sums must be on one device");
+}
+
+inline void check_mask(const std::vector<Tensor>& parameters, const std::vector<Tensor>& keep,
+                       const std::vector<int64_t>& dims) {
+  STD_TORCH_CHECK(parameters.size() == keep.size() && keep.size() == dims.size(),
+                  "mask_: pass as many parameters as masks and dimensions");
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const Tensor& parameter = parameters[i];
+    check_floating(parameter, "mask_", "every parameter");
+    STD_TORCH_CHECK(-parameter.dim() <= dims[i] && dims[i] < parameter.dim(), "mask_: no dimension ", dims[i],
+                    " in parameter ", i);
+    STD_TORCH_CHECK(keep[i].scalar_type() == ScalarType::Bool && keep[i].dim() == 1 &&
+                        keep[i].size(0) == parameter.size(dims[i] < 0 ? dims[i] + parameter.dim() : dims[i]),
+                    "mask_: keep[", i, "] must be bool, as long as its parameter in its dimension");
+    STD_TORCH_CHECK(keep[i].device() == parameter.device() && parameter.device() == parameters[0].device(),
+                    "mask_: everything must be on one device");
+  }
+}
+
+inline void check_select(const Tensor& scores, int64_t k) {
+  check_floating(scores, "select", "scores");
+  STD_TORCH_CHECK(scores.dim() == 1, "select: scores must have 1 dimension");
+  STD_TORCH_CHECK(0 <= k && k <= scores.numel(), "select: k must be between 0 and the number of scores");
+}
+
+// The precision in which an operator works on a tensor.
+inline ScalarType compute_type(ScalarType type) {
+  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline Activation parse_activation(const std::string& name) {
+  for (int i = 0; i < kActivations; ++i) {
+    if (name == kActivationNames[i]) return static_cast<Activation>(i);
+  }
+  STD_TORCH_CHECK(false, "epsilon: no activation named ", name);
+  return Activation::identity;
+}
+
+}  // namespace pxp

@@ -1,0 +1,247 @@
+// The loops of `epsilon`, compiled once per instruction set (PXP_ISA names it).
+#include <type_traits>
+
+#include "vector.h"
+
+namespace pxp::cpu::PXP_ISA {
+namespace {
+
+// The whole rule for n neighbouring elements: what goes back through the layer, and the relevance.
+template <class T, class C, Activation A>
+void apply(const T* __restrict carry, const T* __restrict output, T* __restrict scaled, C* __restrict relevance,
+           int64_t n, C eps) {
+  for (int64_t i = 0; i < n; ++i) {
+    const C z = widen(output[i]);
+    const C passed = widen(carry[i]) * ratio<A>(z);
+    scaled[i] = narrow<T>(passed * stabilizing_factor(z, eps));
+    relevance[i] = passed * z;
+  }
+}
+
+template <class T, class C>
+using Apply = void (*)(const T*, const T*, T*, C*, int64_t, C);
+
+template <class T, class C>
+Apply<T, C> apply_for(Activation activation) {
+  switch (activation) {
+    case Activation::relu: return apply<T, C, Activation::relu>;
+    case Activation::relu6: return apply<T, C, Activation::relu6>;
+    case Activation::gelu: return apply<T, C, Activation::gelu>;
+    case Activation::gelu_tanh: return apply<T, C, Activation::gelu_tanh>;
+    case Activation::silu: return apply<T, C, Activation::silu>;
+    case Activation::hardswish: return apply<T, C, Activation::hardswish>;
+    default: return apply<T, C, Activation::identity>;
+  }
+}
+
+template <class T, class C>
+struct Chunk {
+  static constexpr bool kHalf = std::is_same_v<T, Half>;
+  using Stored = std::conditional_t<kHalf, float, T>;
+  Apply<Stored, C> function;
+  C eps;
+  C relevance[kChunk];
+
+  explicit Chunk(const EpsilonTask& task) : function(apply_for<Stored, C>(task.activation)), eps(C(task.eps)) {}
+
+  void operator()(const T* carry, const T* output, T* scaled, int64_t n) {
+    if constexpr (kHalf) {
+      float wide_carry[kChunk], wide_output[kChunk], wide_scaled[kChunk];
+      widen_row(carry, wide_carry, n);
+      widen_row(output, wide_output, n);
+      function(wide_carry, wide_output, wide_scaled, relevance, n, eps);
+      narrow_row(wide_scaled, scaled, n);
+    } else {
+      function(carry, output, scaled, relevance, n, eps);
+    }
+  }
+};
+
+int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+bool rows_touch(const EpsilonTask& task) {
+  return task.carry_strides.row == task.columns && task.output_strides.row == task.columns &&
+         task.scaled_strides.row == task.columns;
+}
+
+bool samples_touch(const EpsilonTask& task) {
+  const int64_t size = task.rows * task.columns;
+  return task.carry_strides.sample == size && task.output_strides.sample == size && task.scaled_strides.sample == size;
+}
+
+template <class T>
+struct Row {
+  const T* carry;
+  const T* output;
+  T* scaled;
+
+  Row(const EpsilonTask& task, int64_t sample, int64_t row)
+      : carry(static_cast<const T*>(task.carry) + sample * task.carry_strides.sample + row * task.carry_strides.row),
+        output(static_cast<const T*>(task.output) + sample * task.output_strides.sample +
+               row * task.output_strides.row),
+        scaled(static_cast<T*>(task.scaled) + sample * task.scaled_strides.sample + row * task.scaled_strides.row) {}
+};
+
+template <class T, class C>
+void positions(const EpsilonTask& task, int64_t begin, int64_t end) {
+  Chunk<T, C> chunk(task);
+  C* sums = static_cast<C*>(task.sums);
+  C* absolutes = sums + task.samples * task.rows;
+  const int64_t n = task.columns;
+  const int64_t together = rows_touch(task) && samples_touch(task) && n <= kChunk ? kChunk / n : 1;
+  for (int64_t row = begin; row < end;) {
+    const Row<T> at(task, row / task.rows, row % task.rows);
+    if (n <= kChunk) {
+      const int64_t count = least(together, end - row);
+      chunk(at.carry, at.output, at.scaled, count * n);
+      for (int64_t k = 0; k < count; ++k) sum_row(chunk.relevance + k * n, n, &sums[row + k], &absolutes[row + k]);
+      row += count;
+      continue;
+    }
+    double sum = 0, absolute = 0;
+    for (int64_t i = 0; i < n; i += kChunk) {
+      const int64_t length = least(kChunk, n - i);
+      chunk(at.carry + i, at.output + i, at.scaled + i, length);
+      C part, absolute_part;
+      sum_row(chunk.relevance, length, &part, &absolute_part);
+      sum += part;
+      absolute += absolute_part;
+    }
+    sums[row] = C(sum);
+    absolutes[row] = C(absolute);
+    ++row;
+  }
+}
+
+template <class C>
+void add_columns(const C* __restrict relevance, C* __restrict sums, C* __restrict absolutes, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const C value = relevance[i];
+    sums[i] += value;
+    absolutes[i] += value < 0 ? -value : value;
+  }
+}
+
+template <class C>
+void add_value(C value, C* sum, C* absolute) {
+  *sum += value;
+  *absolute += value < 0 ? -value : value;
+}
+
+template <class C>
+void add_groups(const C* relevance, C* sums, C* absolutes, int64_t n, int64_t group) {
+  for (int64_t i = 0; i < n; i += group, ++sums, ++absolutes) {
+    C value;
+    sum_row<C>(relevance + i, group, &value, nullptr);
+    add_value(value, sums, absolutes);
+  }
+}
+
+// One row of channels. Pieces hold whole groups, unless one group is longer than a chunk.
+template <class T, class C>
+void one_row(Chunk<T, C>& chunk, const Row<T>& at, const EpsilonTask& task, C* sums, C* absolutes) {
+  const int64_t n = task.columns, group = task.group;
+  if (group > kChunk) {
+    for (int64_t unit = 0; unit < task.units; ++unit) {
+      C value = 0;
+      for (int64_t i = unit * group; i < (unit + 1) * group; i += kChunk) {
+        const int64_t length = least(kChunk, (unit + 1) * group - i);
+        chunk(at.carry + i, at.output + i, at.scaled + i, length);
+        C part;
+        sum_row<C>(chunk.relevance, length, &part, nullptr);
+        value += part;
+      }
+      add_value(value, sums + unit, absolutes + unit);
+    }
+    return;
+  }
+  const int64_t piece = kChunk / group * group;
+  for (int64_t i = 0; i < n; i += piece) {
+    const int64_t length = least(piece, n - i);
+    chunk(at.carry + i, at.output + i, at.scaled + i, length);
+    if (group == 1) {
+      add_columns(chunk.relevance, sums + i, absolutes + i, length);
+    } else {
+      add_groups(chunk.relevance, sums + i / group, absolutes + i / group, length, group);
+    }
+  }
+}
+
+template <class T, class C>
+void units(const EpsilonTask& task, int64_t begin, int64_t end) {
+  Chunk<T, C> chunk(task);
+  const int64_t n = task.columns;
+  const int64_t together = rows_touch(task) && n <= kChunk ? kChunk / n : 1;
+  for (int64_t block = begin; block < end; ++block) {
+    const int64_t sample = block / task.blocks;
+    const int64_t first = block % task.blocks * task.block_rows;
+    const int64_t last = least(first + task.block_rows, task.rows);
+    C* sums = static_cast<C*>(task.partials) + block * 2 * task.units;
+    C* absolutes = sums + task.units;
+    memset(sums, 0, sizeof(C) * 2 * task.units);
+    for (int64_t row = first; row < last;) {
+      const Row<T> at(task, sample, row);
+      const int64_t count = least(together, last - row);
+      if (count == 1) {
+        one_row(chunk, at, task, sums, absolutes);
+      } else {
+        chunk(at.carry, at.output, at.scaled, count * n);
+        for (int64_t k = 0; k < count; ++k) {
+          const C* relevance = chunk.relevance + k * n;
+          if (task.group == 1) {
+            add_columns(relevance, sums, absolutes, n);
+          } else {
+            add_groups(relevance, sums, absolutes, n, task.group);
+          }
+        }
+      }
+      row += count;
+    }
+  }
+}
+
+template <class C>
+void combine(const EpsilonTask& task, int64_t begin, int64_t end) {
+  const int64_t units = task.units;
+  for (int64_t sample = begin; sample < end; ++sample) {
+    for (int64_t which = 0; which < 2; ++which) {
+      const C* partials = static_cast<const C*>(task.partials) + (sample * task.blocks * 2 + which) * units;
+      C* sums = static_cast<C*>(task.sums) + (which * task.samples + sample) * units;
+      for (int64_t start = 0; start < units; start += 256) {
+        const int64_t count = least(256, units - start);
+        double total[256] = {};
+        for (int64_t block = 0; block < task.blocks; ++block) {
+          const C* part = partials + block * 2 * units + start;
+          for (int64_t i = 0; i < count; ++i) total[i] += part[i];
+        }
+        for (int64_t i = 0; i < count; ++i) sums[start + i] = C(total[i]);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void epsilon_positions(const EpsilonTask& task, int64_t begin, int64_t end) {
+  switch (task.type) {
+    case Type::float64: return positions<double, double>(task, begin, end);
+    case Type::float32: return positions<float, float>(task, begin, end);
+    case Type::bfloat16: return positions<BFloat16, float>(task, begin, end);
+    case Type::float16: return positions<Half, float>(task, begin, end);
+  }
+}
+
+void epsilon_units(const EpsilonTask& task, int64_t begin, int64_t end) {
+  switch (task.type) {
+    case Type::float64: return units<double, double>(task, begin, end);
+    case Type::float32: return units<float, float>(task, begin, end);
+    case Type::bfloat16: return units<BFloat16, float>(task, begin, end);
+    case Type::float16: return units<Half, float>(task, begin, end);
+  }
+}
+
+void epsilon_combine(const EpsilonTask& task, int64_t begin, int64_t end) {
+  task.type == Type::float64 ? combine<double>(task, begin, end) : combine<float>(task, begin, end);
+}
+
+}  // namespace pxp::cpu::PXP_ISA
