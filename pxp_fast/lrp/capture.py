@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import operator
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,6 +22,7 @@ from ..errors import CaptureError, ModelError
 ATEN = torch.ops.aten
 
 IDENTITIES = {ATEN.dropout.default, ATEN.feature_dropout.default, ATEN.alias.default, ATEN.detach.default}
+MADE_FROM_TYPE = {"new_zeros", "new_ones", "new_full", "new_tensor"}
 RANDOM = {"bernoulli", "rand", "rand_like", "randn", "randn_like", "randperm", "native_dropout", "rrelu_with_noise"}
 
 
@@ -192,9 +193,16 @@ def _evaluate_constants(captured: Captured) -> None:
     constants = captured.constants
     with torch.no_grad():
         for node in captured.graph.nodes:
-            if node.op != "call_function" or not all(n in constants for n in node.all_input_nodes):
+            if node.op != "call_function":
                 continue
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), constants.__getitem__)
+            read: Mapping[fx.Node, Tensor] = constants
+            if str(node.target).removeprefix("aten.").split(".")[0] in MADE_FROM_TYPE:
+                # Only the dtype and device of the first argument matter, so the images do not reach the result.
+                like = node.args[0].meta["val"]
+                read = {**constants, node.args[0]: torch.empty(0, dtype=like.dtype, device=like.device)}
+            if not all(n in read for n in node.all_input_nodes):
+                continue
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), read.__getitem__)
             constants[node] = node.target(*args, **kwargs)
 
 

@@ -12,7 +12,18 @@ from .attention import Attention, MatrixProduct
 from .capture import ATEN, argument, module_of
 from .fold import WEIGHTED
 from .norms import GroupNorm, LayerNorm, RootMeanSquareNorm
-from .rules import ACTIVATIONS, Activation, Affine, ElementwiseProduct, Item, Operator, Sum, Taped, Weighted, fused_activation
+from .rules import (
+    ACTIVATIONS,
+    Activation,
+    Affine,
+    ElementwiseProduct,
+    Item,
+    Operator,
+    Sum,
+    Taped,
+    Weighted,
+    fused_activation,
+)
 
 if TYPE_CHECKING:
     from .program import Program

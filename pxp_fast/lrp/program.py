@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import DataError
-from .capture import ATEN, Captured
+from .capture import Captured
 from .composites import Composite, composite
 from .dispatch import operator_for, receivers
 from .fold import CONVOLUTIONS, fold_batch_norm, hoist_reshapes, prepare_for_dtype

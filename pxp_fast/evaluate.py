@@ -1,0 +1,154 @@
+"""Accuracy, with and without masks, and the curve of accuracy against pruning rate."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .errors import DataError
+from .lrp.capture import evaluating
+from .masks import masked
+from .plan import Plan, plan
+from .scores import Scores, Track
+
+RATES = tuple(step / 20 for step in range(20))
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Top-1 accuracy over a set of images.
+
+    Attributes
+    ----------
+    correct, total
+        Images.
+    per_class
+        For each label met, ``(correct, total)``.
+    """
+
+    correct: int
+    total: int
+    per_class: dict[int, tuple[int, int]]
+
+    @property
+    def accuracy(self) -> float:
+        """In [0, 1]."""
+        return self.correct / self.total
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Accuracy against the fraction of units removed.
+
+    Attributes
+    ----------
+    rates, accuracies
+        In [0, 1), in [0, 1].
+    removed
+        Units removed at each rate.
+    order
+        Which units went first.
+    """
+
+    rates: tuple[float, ...]
+    accuracies: tuple[float, ...]
+    removed: tuple[int, ...]
+    order: str = "least"
+
+    @property
+    def a_pr(self) -> float:
+        """Mean accuracy over the rates (PXP's A_PR)."""
+        return sum(self.accuracies) / len(self.accuracies)
+
+    @property
+    def top_pr(self) -> float:
+        """The highest rate that keeps 95 % of the accuracy at the lowest rate (PXP's Top-PR)."""
+        floor = 0.95 * self.accuracies[self.rates.index(min(self.rates))]
+        return max(rate for rate, accuracy in zip(self.rates, self.accuracies, strict=True) if accuracy >= floor)
+
+
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    *,
+    dtype: torch.dtype | None = None,
+    progress: Track | None = None,
+) -> Evaluation:
+    """Top-1 accuracy of a model, on the device it is on, in eval mode; the model is left as it was.
+
+    Parameters
+    ----------
+    loader
+        Yields ``(images [N, C, H, W], labels [N])``.
+    dtype
+        Autocast to it (bfloat16, float16); None: as the model is.
+
+    Raises
+    ------
+    DataError
+        There are no images.
+    """
+    return evaluate_plans(model, [None], loader, dtype=dtype, progress=progress)[0]
+
+
+def evaluate_plans(
+    model: nn.Module,
+    plans: Sequence[Plan | None],
+    loader: Iterable[tuple[Tensor, Tensor]],
+    *,
+    dtype: torch.dtype | None = None,
+    progress: Track | None = None,
+    description: str = "evaluating",
+) -> list[Evaluation]:
+    """Accuracy under each of several plans (None: unpruned), decoding every image once."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    tallies: list[dict[int, list[int]]] = [{} for _ in plans]
+    batches = list(loader) if progress is None and not hasattr(loader, "__len__") else loader
+    total = len(batches) * len(plans) if hasattr(batches, "__len__") else None
+    pairs = ((index, one, batch) for batch in batches for index, one in enumerate(plans))
+    cast = torch.autocast(device.type, dtype) if dtype is not None else contextlib.nullcontext()
+    with evaluating(model), torch.inference_mode(), cast:
+        for index, one, (images, labels) in progress(pairs, description, total) if progress is not None else pairs:
+            with masked(model, one) if one is not None else contextlib.nullcontext():
+                predicted = model(images.to(device)).argmax(1).cpu()
+            for label, right in zip(labels.tolist(), (predicted == labels).tolist(), strict=True):
+                tally = tallies[index].setdefault(label, [0, 0])
+                tally[0] += right
+                tally[1] += 1
+    if not tallies[0]:
+        raise DataError("there are no images to evaluate on; check the folder and the classes chosen")
+    return [
+        Evaluation(
+            sum(right for right, _ in tally.values()),
+            sum(seen for _, seen in tally.values()),
+            {label: (right, seen) for label, (right, seen) in sorted(tally.items())},
+        )
+        for tally in tallies
+    ]
+
+
+def sweep(
+    model: nn.Module,
+    scores: Scores,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    *,
+    rates: Sequence[float] = RATES,
+    order: str = "least",
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    progress: Track | None = None,
+    **plan_options,
+) -> Curve:
+    """Accuracy at every pruning rate, all from one scoring; by default PXP's twenty rates 0, 0.05 ... 0.95.
+
+    Options as for :func:`pxp_fast.plan` and :func:`evaluate`.
+    """
+    plans = [plan(scores, rate, order=order, seed=seed, **plan_options) for rate in rates]
+    measured = evaluate_plans(model, plans, loader, dtype=dtype, progress=progress, description=f"{order} first")
+    return Curve(
+        tuple(rates), tuple(m.accuracy for m in measured), tuple(one.removed_count for one in plans), order
+    )
