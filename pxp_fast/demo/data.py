@@ -1,6 +1,6 @@
 """What the demo carries: a subset of Fashion-MNIST, and three networks trained on all of it.
 
-The images are Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747), MIT licence, see LICENSE-fashion-mnist.
+The images are Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747), MIT licence, see LICENSE-fashion-mnist.txt.
 Neither file format can run code: the images are plain NumPy arrays, the weights safetensors.
 """
 
