@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,37 +25,42 @@ SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", 
 
 @dataclass(frozen=True)
 class Sample:
-    """A label and the image for it; `spares` stand in, in order, when the first cannot be read."""
+    """An image and its label."""
 
     label: int
     path: Path
-    spares: tuple[Path, ...] = ()
+
+
+Item = tuple[Tensor | None, int, tuple[str, str] | None]
 
 
 @dataclass
 class Images(Dataset):
-    """Labelled images, decoded when asked for: item i is (uint8 [C, H, W] or None, label, [(path, reason) ...]).
+    """Labelled images, decoded when asked for: item i is (uint8 [C, H, W] or None, label, reason for the None).
 
-    `skipped` collects what could not be read, once per file, as a :class:`~pxp_fast.loader.Loader` goes through.
+    `spares` are images that were not chosen, by label; a :class:`~pxp_fast.loader.Loader` takes one in place of each
+    that cannot be read. `skipped` collects what could not be read and why, once per file.
     """
 
     root: str
     samples: list[Sample]
     class_names: dict[int, str]
     preprocess: Preprocess
+    spares: dict[int, list[Sample]] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor | None, int, list[tuple[str, str]]]:
-        sample, failures = self.samples[index], []
-        for path in (sample.path, *sample.spares):
-            try:
-                return self._pixels(path), sample.label, failures
-            except Exception as error:  # decoders raise anything on damaged files; one file must not end the run
-                failures.append((str(path), _reason(error, path)))
-        return None, sample.label, failures
+    def __getitem__(self, index: int) -> Item:
+        return self.read(self.samples[index])
+
+    def read(self, sample: Sample) -> Item:
+        """Decode one image. Whatever goes wrong with the file becomes the reason; nothing is raised."""
+        try:
+            return self._pixels(sample.path), sample.label, None
+        except Exception as error:  # decoders raise anything on damaged files; one file must not end the run
+            return None, sample.label, (str(sample.path), _reason(error, sample.path))
 
     def _pixels(self, path: Path) -> Tensor:
         return read_pixels(path, self.preprocess)
@@ -64,10 +69,10 @@ class Images(Dataset):
     def labels(self) -> list[int]:
         return [sample.label for sample in self.samples]
 
-    def record(self, failures: Iterable[tuple[str, str]]) -> None:
-        """Add failures to `skipped`, each file once."""
-        known = {path for path, _ in self.skipped}
-        self.skipped += [failure for failure in failures if failure[0] not in known]
+    def skip(self, path: str, reason: str) -> None:
+        """Note in `skipped` that a file cannot be read."""
+        if (path, reason) not in self.skipped:
+            self.skipped.append((path, reason))
 
 
 @dataclass
@@ -107,12 +112,12 @@ def image_folder(
     folders = label_folders(root, _subfolders(root), model.num_classes)
     folders = match_classes(root, folders, classes)
     samples: list[Sample] = []
+    spares: dict[int, list[Sample]] = {}
     for folder, label in sorted(folders.items(), key=lambda pair: pair[1]):
-        paths = _images_below(root / folder)
-        samples += choose(
-            [Sample(label, path) for path in paths], f"{folder} of {root}", samples_per_class, seed, allow_fewer
-        )
-    return Images(str(root), samples, {label: folder for folder, label in folders.items()}, model.preprocess)
+        found = [Sample(label, path) for path in _images_below(root / folder)]
+        chosen, spares[label] = choose(found, folder, str(root), samples_per_class, seed, allow_fewer)
+        samples += chosen
+    return Images(str(root), samples, {label: folder for folder, label in folders.items()}, model.preprocess, spares)
 
 
 def demo_images(
@@ -138,30 +143,30 @@ def demo_images(
     for name, label in sorted(names.items(), key=lambda pair: pair[1]):
         positions = (labels == label).nonzero().flatten().tolist()
         found = [Sample(label, Path(str(position))) for position in positions]
-        samples += choose(found, f"{name} of the demo", samples_per_class, seed, allow_fewer)
+        samples += choose(found, name, "the demo", samples_per_class, seed, allow_fewer)[0]
     return DemoImages(
         f"demo ({part})", samples, {label: n for n, label in names.items()}, model.preprocess, pixels=pixels
     )
 
 
-def choose(samples: list[Sample], where: str, count: int | None, seed: int, allow_fewer: bool = False) -> list[Sample]:
-    """`count` of one class's samples, in an order that `seed` and `where` alone decide; the others become spares."""
+def choose(
+    samples: list[Sample], name: str, root: str, count: int | None, seed: int, allow_fewer: bool = False
+) -> tuple[list[Sample], list[Sample]]:
+    """`count` of class `name`'s samples, and the others, in an order that `seed` and `name` alone decide.
+
+    Without a count all are chosen, in the order given.
+    """
     wanted = 1 if count is None else count
     if len(samples) < wanted and not (allow_fewer and samples):
         raise DataError(
-            f"class {where} has {_images(len(samples))}, {wanted} asked for: add images, "
-            "ask for fewer (--samples-per-class), leave the class out (--classes)"
-            + ("" if not samples else ", or allow it (--allow-fewer)")
+            f"class {name} of {root} has {_images(len(samples))}, {wanted} asked for: add images, ask for fewer "
+            "(--samples-per-class), leave the class out (--classes)" + (", or allow it (--allow-fewer)" if samples else "")
         )
     if count is None:
-        return samples
-    # The folder's name alone, not the path to it: the same dataset elsewhere gives the same choice.
-    shuffled = random.Random(f"{seed}:{where.split(' of ')[0]}").sample(samples, len(samples))
-    chosen, rest = shuffled[:count], shuffled[count:]
-    return [
-        replace(sample, spares=tuple(spare.path for spare in rest[position :: len(chosen)]))
-        for position, sample in enumerate(chosen)
-    ]
+        return samples, []
+    # By the name alone, not the path to it: the same dataset elsewhere gives the same choice.
+    shuffled = random.Random(f"{seed}:{name}").sample(samples, len(samples))
+    return shuffled[:count], shuffled[count:]
 
 
 def split(
@@ -186,14 +191,15 @@ def split(
         by_label.setdefault(sample.label, []).append(sample)
     reference: list[Sample] = []
     evaluation: list[Sample] = []
+    spares: tuple[dict[int, list[Sample]], dict[int, list[Sample]]] = ({}, {})
     for label, samples in by_label.items():
         name = images.class_names[label]
         needed = reference_per_class + (evaluation_per_class or 1)
         if len(samples) < needed and not allow_fewer:
             raise DataError(
                 f"class {name} of {images.root} has {_images(len(samples))}; "
-                f"{reference_per_class} to score with and {evaluation_per_class or 'at least 1'} others to judge by are "
-                "asked for: ask for fewer (--samples-per-class), give the judging images separately (--val DIR), or "
+                f"{reference_per_class} to score with and {evaluation_per_class or 'at least 1'} others to judge by "
+                "are asked for: ask for fewer (--samples-per-class), give the judging images apart (--val DIR), or "
                 "take what there is (--allow-fewer)"
             )
         order = random.Random(f"{seed}:{name}").sample(samples, len(samples))
@@ -203,8 +209,13 @@ def split(
         if evaluation_per_class is None:
             evaluation += rest
         else:
-            evaluation += choose(rest, name, min(evaluation_per_class, len(rest)), seed, True) if rest else []
-    return replace(images, samples=reference, skipped=[]), replace(images, samples=evaluation, skipped=[])
+            evaluation += rest[:evaluation_per_class]
+            left = rest[evaluation_per_class:]
+            spares[0][label], spares[1][label] = left[::2], left[1::2]
+    return (
+        replace(images, samples=reference, spares=spares[0], skipped=[]),
+        replace(images, samples=evaluation, spares=spares[1], skipped=[]),
+    )
 
 
 def shared_images(first: Images, second: Images) -> int:

@@ -118,9 +118,10 @@ def _pick(images: Images, count: int) -> tuple[Tensor, Tensor]:
     for index in order:
         if len(chosen) == count:
             break
-        pixels, label, failures = images[index]
-        images.record(failures)
-        if pixels is not None:
+        pixels, label, failure = images[index]
+        if failure is not None:
+            images.skip(*failure)
+        else:
             chosen.append((pixels, label))
     if not chosen:
         return torch.empty(0), torch.empty(0, dtype=torch.int64)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .data import Images
+from .data import Images, Item
 from .errors import DataError
 
 CACHE_BYTES = 4 * 2**30
@@ -24,7 +24,7 @@ _WORKERS_FROM = 512
 class Loader:
     """Iterate over (images float32 [N, C, H, W], labels int64 [N]) in the dataset's order, batch by batch.
 
-    Images that cannot be read are left out and noted in ``dataset.skipped``.
+    Images that cannot be read are noted in ``dataset.skipped``; spares of their class, if any, follow at the end.
 
     Parameters
     ----------
@@ -72,10 +72,28 @@ class Loader:
         batches = DataLoader(
             self.dataset, batch_size=self.batch_size, shuffle=False, num_workers=self.workers, collate_fn=_collate
         )
+        lost: list[int] = []
         for pixels, labels, failures in batches:
-            self.dataset.record(failures)
+            for label, path, reason in failures:
+                self.dataset.skip(path, reason)
+                lost.append(label)
             if pixels is not None:
                 yield pixels, labels
+        stand_ins = list(self._stand_ins(lost))
+        for start in range(0, len(stand_ins), self.batch_size):
+            pixels, labels, _ = _collate(stand_ins[start : start + self.batch_size])
+            yield pixels, labels
+
+    def _stand_ins(self, lost: list[int]) -> Iterator[Item]:
+        """A readable spare, if there is one, for every image that was lost."""
+        spares = {label: iter(found) for label, found in self.dataset.spares.items()}
+        for label in lost:
+            for sample in spares.get(label, ()):
+                item = self.dataset.read(sample)
+                if item[0] is not None:
+                    yield item
+                    break
+                self.dataset.skip(*item[2])
 
     def _nothing(self) -> str:
         if not len(self.dataset):
@@ -87,10 +105,9 @@ class Loader:
         )
 
 
-def _collate(
-    items: list[tuple[Tensor | None, int, list[tuple[str, str]]]],
-) -> tuple[Tensor | None, Tensor | None, list[tuple[str, str]]]:
-    failures = [failure for _, _, found in items for failure in found]
+def _collate(items: list[Item]) -> tuple[Tensor | None, Tensor | None, list[tuple[int, str, str]]]:
+    """Pixels and labels of the readable items, and (label, path, reason) of the others."""
+    failures = [(label, *failure) for _, label, failure in items if failure is not None]
     readable = [(pixels, label) for pixels, label, _ in items if pixels is not None]
     if not readable:
         return None, None, failures

@@ -155,11 +155,7 @@ def _demo(spec: str, name: str, arguments: dict[str, Any], pretrained: bool) -> 
         raise ModelError(_unknown(spec, name, DEMO_NETWORKS, "demo:" + ", demo:".join(DEMO_NETWORKS)))
     if arguments:
         raise ModelError(f"{spec}: the embedded networks take no --checkpoint-kwargs; leave {sorted(arguments)} out")
-    black, white = (
-        float(demo.normalize(torch.full((1, 1, 28, 28), v, dtype=torch.uint8))[0, 0, 0, 0]) for v in (0, 255)
-    )
-    std = 1 / (white - black)
-    return demo.network(name), Preprocess((1, 28, 28), mean=(-black * std,), std=(std,))
+    return demo.network(name), Preprocess(demo.INPUT_SIZE, mean=demo.MEAN, std=demo.STD)
 
 
 def _callable(spec: str, name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[nn.Module, Preprocess]:
