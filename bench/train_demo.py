@@ -22,9 +22,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pxp_fast.demo.data import normalize
+from pxp_fast.demo.data import network, normalize
 from pxp_fast.demo.networks import NETWORKS
 from pxp_fast.files import atomic_write
+
+from . import assets
 
 OUT = Path(__file__).resolve().parent.parent / "pxp_fast" / "demo"
 BATCH = 128
@@ -178,16 +180,12 @@ def main() -> None:
         parser.error(f"unknown network {', '.join(sorted(unknown))}; choose from {', '.join(NETWORKS)}")
     torch.set_num_threads(arguments.threads)
     if arguments.data is None:
-        from . import assets
-
         arguments.data = assets.path("fashion-mnist")
 
     images, labels = read_split(arguments.data, "train")
     test_images, test_labels = read_split(arguments.data, "t10k")
     splits = {"reference": (images, labels, 100), "test": (test_images, test_labels, 200)}
     write_images(arguments.out / "images.npz", splits, arguments.seed)
-    from pxp_fast.demo.data import network
-
     for name in [n for n in NETWORKS if n in arguments.networks or not arguments.networks]:
         recipe = RECIPES[name]
         started = time.perf_counter()

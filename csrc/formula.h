@@ -70,10 +70,12 @@ PXP_FORMULA float normal_cdf(float z) {
   g = g * t + 0.09528787f;
   g = g * t + 0.09952146f;
   g = g * t + 0.09974633f;
-  // z^2 in two parts: rounding it once would cost z^2 / 2 ulp. Dropping 12 bits of z makes `high` squared exact.
+  // z^2 in two parts: rounding it once would cost z^2 / 2 ulp. Dropping 12 bits of z makes `high` squared exact; the
+  // exponential of the rest, which is small, is the start of its series.
   const float high = float_of(bits_of(magnitude) & 0xfffff000u);
-  const float low = (magnitude - high) * (magnitude + high);
-  const float tail = exponential(-0.5f * high * high) * exponential(-0.5f * low) * (g * t);
+  const float rest = -0.5f * ((magnitude - high) * (magnitude + high));
+  const float correction = 1.0f + rest * (1.0f + rest * (0.5f + rest * 0.16666667f));
+  const float tail = exponential(-0.5f * high * high) * correction * (g * t);
   return z < 0.0f ? tail : 1.0f - tail;
 }
 PXP_FORMULA double normal_cdf(double z) { return 0.5 * erfc(z * -0.70710678118654752440); }

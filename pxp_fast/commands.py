@@ -21,7 +21,7 @@ from .plan import Plan
 from .plan import plan as make_plan
 from .report.words import percent
 from .results import Hits, Results
-from .run import RunResult, check_writable, curve_record, plan_options, run, torch_device
+from .run import RunResult, autocast, check_writable, curve_record, plan_options, run, torch_device
 from .scores import Scores
 from .scores import score as measure
 from .selection import describe, judging, scoring
@@ -30,7 +30,7 @@ from .selection import describe, judging, scoring
 def score(config: RunConfig) -> str:
     """Score; returns the path of the file."""
     check_writable(config.out)
-    loaded, device, dtype = _prepare(config)
+    loaded, device = _prepare(config)
     images = scoring(config, loaded)
     scores = measure(
         loaded.model,
@@ -38,7 +38,7 @@ def score(config: RunConfig) -> str:
         composite=config.composite,
         units=config.units or None,
         device=device,
-        dtype=dtype,
+        dtype=getattr(torch, config.dtype),
         model_name=loaded.name,
         data=describe(images, config),
         progress=progress.tracker(),
@@ -67,15 +67,15 @@ def plan(scores: Path, config: RunConfig, out: Path | None) -> str:
 def evaluate(config: RunConfig, plan_path: Path | None) -> str:
     """Judge; returns the accuracy as a line."""
     plan_ = None if plan_path is None else Plan.load(_inside(plan_path, "plan.json"), model_name=config.model)
-    loaded, device, dtype = _prepare(config)
+    loaded, _ = _prepare(config)
     images = judging(config, loaded)
     loader = Loader(images, config.batch_size, config.workers)
     track = progress.tracker()
     if plan_ is None:
-        found, what = judge(loaded.model, loader, device=device, dtype=dtype, progress=track), "unpruned"
+        found, what = judge(loaded.model, loader, dtype=autocast(config), progress=track), "unpruned"
     else:
         with masked(loaded.model, plan_):
-            found = judge(loaded.model, loader, device=device, dtype=dtype, progress=track)
+            found = judge(loaded.model, loader, dtype=autocast(config), progress=track)
         what = f"with {plan_.removed_count} of {plan_.total_count} units removed"
     hits = Hits(correct=found.correct, total=found.total)
     low, high = hits.interval
@@ -90,8 +90,8 @@ def sweep(scores: Path, config: RunConfig, out: Path | None) -> str:
     if out is not None:
         check_writable(out)
     found = Scores.load(_scores_path(scores), model_name=config.model)
-    loaded, _, _ = _prepare(config)
-    images = judging(config, loaded, found.header.get("data"))
+    loaded, _ = _prepare(config)
+    images = judging(config, loaded, found.header.data)
     curve = judge_every_rate(
         loaded.model,
         found,
@@ -99,6 +99,7 @@ def sweep(scores: Path, config: RunConfig, out: Path | None) -> str:
         order=config.order,
         seed=config.seed,
         units=config.units or None,
+        dtype=autocast(config),
         progress=progress.tracker(),
         **plan_options(config),
     )
@@ -146,11 +147,11 @@ def demo(networks: list[str], out: Path, rate: float, seed: int, device: str) ->
     return results, page
 
 
-def _prepare(config: RunConfig) -> tuple[LoadedModel, torch.device, torch.dtype]:
+def _prepare(config: RunConfig) -> tuple[LoadedModel, torch.device]:
     device = torch_device(config.device)
     loaded = load(config.model, weights=config.weights, checkpoint_kwargs=config.checkpoint_kwargs)
     loaded.model.to(device)
-    return loaded, device, getattr(torch, config.dtype)
+    return loaded, device
 
 
 def _scores_path(path: Path) -> Path:

@@ -160,7 +160,8 @@ def choose(
     if len(samples) < wanted and not (allow_fewer and samples):
         raise DataError(
             f"class {name} of {root} has {_images(len(samples))}, {wanted} asked for: add images, ask for fewer "
-            "(--samples-per-class), leave the class out (--classes)" + (", or allow it (--allow-fewer)" if samples else "")
+            "(--samples-per-class), leave the class out (--classes)"
+            + (", or allow it (--allow-fewer)" if samples else "")
         )
     if count is None:
         return samples, []

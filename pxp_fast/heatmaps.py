@@ -12,7 +12,7 @@ from torch import Tensor
 from .data import Images
 from .errors import OutputError
 from .files import atomic_write
-from .lrp import attribute
+from .criteria import attribute
 from .masks import masked
 from .models import LoadedModel
 from .plan import Plan

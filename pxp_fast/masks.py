@@ -41,8 +41,7 @@ def masked(model: nn.Module, plan: Plan) -> Iterator[nn.Module]:
         yield model
     finally:
         with torch.no_grad():
-            # In reverse: an entry masked along two dimensions was put by first as it was.
-            for (tensor, dim, index), original in reversed(list(zip(gone, held, strict=True))):
+            for (tensor, dim, index), original in zip(gone, held, strict=True):
                 tensor.index_copy_(dim, index, original)
 
 

@@ -99,7 +99,7 @@ class Plan(pydantic.BaseModel, extra="forbid", frozen=True):
             reason = "; ".join(str(error).splitlines()[:3])
             raise PlanError(f"{path} is no intact plan ({reason}); plan again") from error
         if model_name is not None and plan.model != model_name:
-            raise PlanError(f"{path} is for model {plan.model!r}, not for {model_name!r}; plan from the latter's scores")
+            raise PlanError(f"{path} is for model {plan.model!r}, not for {model_name!r}; plan from its own scores")
         return plan
 
 

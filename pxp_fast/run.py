@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
     )
     to_score, to_judge = (Loader(part, config.batch_size, config.workers) for part in (reference, evaluation))
 
-    with _timed(seconds, "score"):
+    with _timed(seconds, "score"), engine_notes() as fallbacks:
         scores = score(
             network,
             to_score,
@@ -91,9 +92,9 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
     say(f"{scores.samples} images scored; the plan removes {plan.removed_count} of {plan.total_count} units")
 
     with _timed(seconds, "evaluate"):
-        before = evaluate(network, to_judge, device=device, dtype=dtype, progress=_named(track, "unpruned"))
+        before = evaluate(network, to_judge, dtype=autocast(config), progress=_named(track, "unpruned"))
         with masked(network, plan):
-            after = evaluate(network, to_judge, device=device, dtype=dtype, progress=_named(track, "pruned"))
+            after = evaluate(network, to_judge, dtype=autocast(config), progress=_named(track, "pruned"))
     with _timed(seconds, "sweep"):
         curves = tuple(_curves(network, scores, to_judge, config, track))
     with _timed(seconds, "heat maps"):
@@ -119,7 +120,7 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
         classes=_classes(before, after, evaluation),
         heatmaps=maps.records,
         skipped=tuple(SkippedRecord(path=path, reason=reason) for path, reason in skipped.items()),
-        notes=tuple(_notes(loaded, shared, scores, before)),
+        notes=tuple(_notes(loaded, shared, fallbacks, before)),
         seconds={step: round(spent, 3) for step, spent in seconds.items()},
         environment=environment.describe(device),
     )
@@ -162,6 +163,22 @@ def torch_device(name: str) -> torch.device:
     return device
 
 
+def autocast(config: RunConfig) -> torch.dtype | None:
+    """What judging casts to: nothing, unless half the precision was asked for."""
+    return getattr(torch, config.dtype) if config.dtype in ("bfloat16", "float16") else None
+
+
+@contextmanager
+def engine_notes() -> Iterator[list[str]]:
+    """Collect what the engine warns of, as lines for the report; other libraries' warnings are dropped."""
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield notes
+    lines = (str(warning.message) for warning in caught)
+    notes += dict.fromkeys(f"{line[0].upper()}{line[1:]}." for line in lines if line.startswith("no relevance rule"))
+
+
 def plan_options(config: RunConfig) -> dict[str, object]:
     """The options of `config` that a plan depends on, other than rate, order and seed."""
     return {"scope": config.scope, "magnitude": config.magnitude, "absolute": config.absolute}
@@ -180,6 +197,7 @@ def _curves(
             loader,
             order=order,
             seed=config.seed if seed is None else seed,
+            dtype=autocast(config),
             progress=_named(track, title),
             **plan_options(config),
         )
@@ -246,7 +264,7 @@ def _classes(before: Evaluation, after: Evaluation, images: data.Images) -> tupl
     )
 
 
-def _notes(loaded: LoadedModel, shared: int, scores: Scores, before: Evaluation) -> Iterator[str]:
+def _notes(loaded: LoadedModel, shared: int, fallbacks: list[str], before: Evaluation) -> Iterator[str]:
     """What a reader must know before believing the numbers."""
     if loaded.weights == "random":
         yield "The network has random weights: these numbers say nothing about a trained one. Give --weights."
@@ -261,5 +279,4 @@ def _notes(loaded: LoadedModel, shared: int, scores: Scores, before: Evaluation)
             f"Only {before.total} images judge: the unpruned accuracy is known to lie between {low:.0%} and {high:.0%} "
             "(95 % confidence), and differences within that range mean little."
         )
-    for operator, count in (scores.header.get("fallbacks") or {}).items():
-        yield f"{operator} ({count} times) has no relevance rule; its ordinary gradient was used."
+    yield from fallbacks

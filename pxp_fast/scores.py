@@ -1,4 +1,4 @@
-"""Scores: how relevant each unit of a network is over a reference set. Computed once; everything after works from it."""
+"""Scores: how relevant each unit of a network is over a reference set. Made once; everything after works from them."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def score(
         ops.accumulate_(totals, table)
         samples += len(images)
     if criterion is None or samples == 0:
-        raise DataError("the reference set is empty: there is nothing to score; check the folder and the classes chosen")
+        raise DataError("the reference set is empty, so there is nothing to score; check the folder and classes")
     criterion.check_finite(totals)
     header = ScoresHeader(
         model=model_name or model_name_of(model),

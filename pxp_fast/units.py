@@ -266,8 +266,11 @@ def _columns_of_heads(captured: Captured, node: fx.Node, reader: fx.Node) -> tup
 
 def _multiple(size: int | torch.SymInt, batch: torch.SymInt) -> int:
     """k, where `size` is k times the batch size."""
-    hint = lambda s: s.node.hint if isinstance(s, torch.SymInt) else s
-    return math.ceil(hint(size) / hint(batch))
+    return math.ceil(_hint(size) / _hint(batch))
+
+
+def _hint(size: int | torch.SymInt) -> int:
+    return size.node.hint if isinstance(size, torch.SymInt) else size
 
 
 def _size_value(node: fx.Node, captured: Captured, samples: int) -> object:

@@ -1,6 +1,4 @@
 // The loops of `epsilon`, compiled once per instruction set (PXP_ISA names it).
-#include <type_traits>
-
 #include "vector.h"
 
 namespace pxp::cpu::PXP_ISA {
@@ -40,7 +38,7 @@ struct Chunk {
   using Stored = std::conditional_t<kHalf, float, T>;
   Apply<Stored, C> function;
   C eps;
-  C relevance[kChunk];
+  C relevance[kChunk + kPadding];
 
   explicit Chunk(const EpsilonTask& task) : function(apply_for<Stored, C>(task.activation)), eps(C(task.eps)) {}
 
@@ -94,7 +92,9 @@ void positions(const EpsilonTask& task, int64_t begin, int64_t end) {
     if (n <= kChunk) {
       const int64_t count = least(together, end - row);
       chunk(at.carry, at.output, at.scaled, count * n);
-      for (int64_t k = 0; k < count; ++k) sum_row(chunk.relevance + k * n, n, &sums[row + k], &absolutes[row + k]);
+      for (int64_t k = 0; k < count; ++k) {
+        sum_row<true>(chunk.relevance + k * n, n, &sums[row + k], &absolutes[row + k]);
+      }
       row += count;
       continue;
     }
@@ -103,7 +103,7 @@ void positions(const EpsilonTask& task, int64_t begin, int64_t end) {
       const int64_t length = least(kChunk, n - i);
       chunk(at.carry + i, at.output + i, at.scaled + i, length);
       C part, absolute_part;
-      sum_row(chunk.relevance, length, &part, &absolute_part);
+      sum_row<true>(chunk.relevance, length, &part, &absolute_part);
       sum += part;
       absolute += absolute_part;
     }
@@ -132,7 +132,7 @@ template <class C>
 void add_groups(const C* relevance, C* sums, C* absolutes, int64_t n, int64_t group) {
   for (int64_t i = 0; i < n; i += group, ++sums, ++absolutes) {
     C value;
-    sum_row<C>(relevance + i, group, &value, nullptr);
+    sum_row<false, C>(relevance + i, group, &value, nullptr);
     add_value(value, sums, absolutes);
   }
 }
@@ -148,7 +148,7 @@ void one_row(Chunk<T, C>& chunk, const Row<T>& at, const EpsilonTask& task, C* s
         const int64_t length = least(kChunk, (unit + 1) * group - i);
         chunk(at.carry + i, at.output + i, at.scaled + i, length);
         C part;
-        sum_row<C>(chunk.relevance, length, &part, nullptr);
+        sum_row<false, C>(chunk.relevance, length, &part, nullptr);
         value += part;
       }
       add_value(value, sums + unit, absolutes + unit);

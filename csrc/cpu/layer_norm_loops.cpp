@@ -1,6 +1,5 @@
 // The loops of `layer_norm`, compiled once per instruction set (PXP_ISA names it).
 #include <memory>
-#include <type_traits>
 
 #include "vector.h"
 
@@ -30,7 +29,7 @@ C mean_of(const C* values, int64_t n) {
   double total = 0;
   for (int64_t i = 0; i < n; i += kChunk) {
     C part;
-    sum_row<C>(values + i, n - i < kChunk ? n - i : kChunk, &part, nullptr);
+    sum_row<false, C>(values + i, n - i < kChunk ? n - i : kChunk, &part, nullptr);
     total += part;
   }
   return C(total / double(n));
@@ -50,7 +49,7 @@ template <class T, class C>
 void rows(const LayerNormTask& task, int64_t begin, int64_t end) {
   const int64_t n = task.columns;
   const bool wide = std::is_same_v<T, C>;
-  const std::unique_ptr<C[]> buffer(new C[wide ? n : 4 * n]);
+  const std::unique_ptr<C[]> buffer(new C[(wide ? n : 4 * n) + kPadding]);
   const T* carry = static_cast<const T*>(task.carry);
   const T* output = static_cast<const T*>(task.output);
   const T* residual = static_cast<const T*>(task.residual);

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "loops.h"
 
@@ -87,46 +88,81 @@ static inline void narrow_row(const float* from, T* to, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] = narrow<T>(from[i]);
 }
 
-// Sixty-four bytes of partial sums, whatever registers the processor has: every instruction set adds in one order.
-template <class C>
-struct Lanes {
-  static constexpr int64_t count = 64 / sizeof(C);
-  typedef C Vector __attribute__((vector_size(64)));
-};
+// Rows that are summed may be read this many elements past their end, so that the rest of a row needs no loop of its own.
+constexpr int64_t kPadding = 16;
 
-template <class C>
-static inline C sum_lanes(const C* lanes) {
-  C level[Lanes<C>::count];
-  memcpy(level, lanes, sizeof level);
-  for (int64_t half = Lanes<C>::count / 2; half > 0; half /= 2) {
-    for (int64_t i = 0; i < half; ++i) level[i] += level[i + half];
+#if defined(__AVX512F__)
+constexpr int kRegister = 64;
+#elif defined(__AVX2__)
+constexpr int kRegister = 32;
+#else
+constexpr int kRegister = 16;
+#endif
+
+// Adds the two halves of `bytes` bytes, again and again: the order is the same whatever the registers are.
+template <class C, int bytes>
+PXP_FORMULA C fold(const C* values) {
+  if constexpr (bytes == sizeof(C)) {
+    return *values;
+  } else {
+    constexpr int half = bytes / 2;
+    typedef C Half __attribute__((vector_size(half)));
+    Half low, high;
+    memcpy(&low, values, half);
+    memcpy(&high, values + half / sizeof(C), half);
+    low += high;
+    C sum[half / sizeof(C)];
+    memcpy(sum, &low, half);
+    return fold<C, half>(sum);
   }
-  return level[0];
 }
 
-// The sum of n values and of their absolute values (`absolute` may be null).
-template <class C>
+// The sum of n values, and of their absolute values where asked for. Lane i of 128 bytes of partial sums takes every value
+// whose index is i modulo the number of lanes, so every instruction set adds in one order.
+template <bool kAbsolute, class C>
 static inline void sum_row(const C* values, int64_t n, C* sum, C* absolute) {
-  using Vector = typename Lanes<C>::Vector;
-  constexpr int64_t count = Lanes<C>::count;
-  Vector signed_lanes = {}, absolute_lanes = {};
+  using Bits = std::conditional_t<sizeof(C) == 4, uint32_t, uint64_t>;
+  typedef C Vector __attribute__((vector_size(kRegister)));
+  typedef Bits Mask __attribute__((vector_size(kRegister)));
+  constexpr int64_t width = kRegister / sizeof(C);
+  constexpr int parts = 128 / kRegister;
+  constexpr Bits no_sign = ~Bits(0) >> 1;
+  // `ones + width - k` has k ones, then zeros.
+  static constexpr Bits ones[32] = {
+#define PXP_ONES ~Bits(0), ~Bits(0), ~Bits(0), ~Bits(0), ~Bits(0), ~Bits(0), ~Bits(0), ~Bits(0)
+      PXP_ONES, PXP_ONES};
+#undef PXP_ONES
+  const Bits* end_of_ones = ones + 16;
+
+  Vector signed_lanes[parts] = {}, absolute_lanes[parts] = {};
+  const auto add = [&](int part, Mask bits) {
+    signed_lanes[part] += reinterpret_cast<Vector&>(bits);
+    if constexpr (kAbsolute) {
+      bits &= Mask{} + no_sign;
+      absolute_lanes[part] += reinterpret_cast<Vector&>(bits);
+    }
+  };
   int64_t i = 0;
-  for (; i + count <= n; i += count) {
-    Vector value, magnitude;
-    memcpy(&value, values + i, sizeof value);
-    signed_lanes += value;
-    C magnitudes[count];
-    for (int64_t k = 0; k < count; ++k) magnitudes[k] = values[i + k] < 0 ? -values[i + k] : values[i + k];
-    memcpy(&magnitude, magnitudes, sizeof magnitude);
-    absolute_lanes += magnitude;
+  for (; i + parts * width <= n; i += parts * width) {
+    for (int part = 0; part < parts; ++part) {
+      Mask bits;
+      memcpy(&bits, values + i + part * width, sizeof bits);
+      add(part, bits);
+    }
   }
-  C rest = 0, absolute_rest = 0;
-  for (; i < n; ++i) {
-    rest += values[i];
-    absolute_rest += values[i] < 0 ? -values[i] : values[i];
+  for (int part = 0; i < n; i += width, ++part) {
+    Mask bits, mask;
+    memcpy(&bits, values + i, sizeof bits);
+    memcpy(&mask, end_of_ones - (n - i < width ? n - i : width), sizeof mask);
+    add(part, bits & mask);
   }
-  *sum = sum_lanes(reinterpret_cast<const C*>(&signed_lanes)) + rest;
-  if (absolute) *absolute = sum_lanes(reinterpret_cast<const C*>(&absolute_lanes)) + absolute_rest;
+  C lanes[128 / sizeof(C)];
+  memcpy(lanes, signed_lanes, sizeof lanes);
+  *sum = fold<C, 128>(lanes);
+  if constexpr (kAbsolute) {
+    memcpy(lanes, absolute_lanes, sizeof lanes);
+    *absolute = fold<C, 128>(lanes);
+  }
 }
 
 }  // namespace pxp::cpu

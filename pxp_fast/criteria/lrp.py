@@ -74,14 +74,12 @@ class Relevance:
         per_group = torch.split(finite, [group.count for group in self.units])
         group, bad = next((g, f) for g, f in reversed(list(zip(self.units, per_group, strict=True))) if not f.all())
         raise NumericalError(
-            f"relevance of {group.name} is not finite in {int((~bad).sum())} of {group.count} {group.kind}s; check that "
-            "the images are finite and scaled as the model expects, or use float32 (--dtype float32)"
+            f"relevance of {group.name} is not finite in {int((~bad).sum())} of {group.count} {group.kind}s; check "
+            "that the images are finite and scaled as the model expects, or use float32 (--dtype float32)"
         )
 
 
-def attribute(
-    model: nn.Module, images: Tensor, targets: Tensor, *, composite: str | Composite = "epsilon"
-) -> Tensor:
+def attribute(model: nn.Module, images: Tensor, targets: Tensor, *, composite: str | Composite = "epsilon") -> Tensor:
     """Relevance of every input pixel, for heat maps.
 
     Parameters

@@ -27,7 +27,10 @@ def _split_evenly(run: Run, carry: Tensor, value: Tensor, eps: float, reader) ->
     if reader is None:
         return ops.epsilon(carry, value, eps=eps / 2)[0] / 2
     shape = value.shape
-    heads = lambda t: t.reshape(-1, reader.count, *shape[-2:]).transpose(1, 2).flatten(2)
+
+    def heads(tensor: Tensor) -> Tensor:
+        return tensor.reshape(-1, reader.count, *shape[-2:]).transpose(1, 2).flatten(2)
+
     scaled, sums = ops.epsilon(heads(carry), heads(value), eps=eps / 2, unit_dim=-1, group=shape[-1])
     run.read(reader, sums)
     return scaled.unflatten(2, (reader.count, shape[-1])).transpose(1, 2).reshape(shape) / 2

@@ -134,8 +134,8 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CaptureError(
             f"{type(model).__name__} cannot be captured as a graph for inputs of shape "
-            f"[N, {', '.join(map(str, example.shape[1:]))}]: {reason[0]}. Check that the model runs on such inputs, and "
-            "move control flow that depends on tensor values out of forward()"
+            f"[N, {', '.join(map(str, example.shape[1:]))}]: {reason[0]}. Check that the model runs on such inputs, "
+            "and move control flow that depends on tensor values out of forward()"
         ) from error
 
 

@@ -98,7 +98,8 @@ class Program:
 
     def _prefers_channels_last(self) -> bool:
         convolutional = any(n.target in CONVOLUTIONS for n in self.captured.nodes())
-        fast = self.dtype != torch.float64 if self.device.type == "cpu" else self.dtype in (torch.bfloat16, torch.float16)
+        reduced = self.dtype in (torch.bfloat16, torch.float16)
+        fast = self.dtype != torch.float64 if self.device.type == "cpu" else reduced
         return convolutional and fast and self.captured.images.meta["val"].dim() == 4
 
     def _place(self, node: fx.Node, value: Tensor) -> Tensor:

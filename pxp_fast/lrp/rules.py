@@ -10,7 +10,7 @@ Each class below is one operator of a compiled program: `forward` computes it an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import collections
 
 import torch
 from torch import Tensor, fx
@@ -146,7 +146,8 @@ class Weighted(Operator):
         run.read(reader, sums)
         if not self.needs_input:
             return
-        run.give(self.node.args[0], scaled @ weight if self.linear else self._through_convolution(scaled, weight, shape))
+        through = scaled @ weight if self.linear else self._through_convolution(scaled, weight, shape)
+        run.give(self.node.args[0], through)
 
     def _through_convolution(self, scaled: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
         node, rank = self.node, weight.dim() - 2
@@ -228,7 +229,7 @@ class Taped(Operator):
     def forward(self, run: Run) -> tuple[object, object]:
         with torch.enable_grad():
             leaves = {n: run.env[n].detach().requires_grad_() for n in self.receivers}
-            read: Callable = lambda n: leaves[n] if n in leaves else run.env[n]
+            read = collections.ChainMap(leaves, run.env).__getitem__
             args, kwargs = fx.node.map_arg((self.node.args, self.node.kwargs), read)
             out = self.node.target(*args, **kwargs)
         outs = out if isinstance(out, (tuple, list)) else (out,)
@@ -246,7 +247,8 @@ class Taped(Operator):
         edges, leaves = saved
         carries = self.modified(carry) if isinstance(carry, dict) else {0: self.modified(carry)}
         chosen = [i for i in carries if edges[i] is not None]
-        shares = torch.autograd.grad([edges[i] for i in chosen], leaves, [carries[i] for i in chosen], allow_unused=True)
+        outputs, products = [edges[i] for i in chosen], [carries[i] for i in chosen]
+        shares = torch.autograd.grad(outputs, leaves, products, allow_unused=True)
         for node, share in zip(self.receivers, shares, strict=True):
             run.give(node, share)
 

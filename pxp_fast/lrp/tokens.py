@@ -15,7 +15,7 @@ from .capture import ATEN, Captured, argument, same_size
 from .fold import LINEAR, VIEWS
 from .rules import ACTIVATIONS
 
-POINTWISE = {op for op in ACTIVATIONS} | {ATEN.contiguous.default, ATEN.clone.default, ATEN.sigmoid.default}
+POINTWISE = ACTIVATIONS | {ATEN.contiguous.default, ATEN.clone.default, ATEN.sigmoid.default}
 BINARY = {ATEN.add.Tensor, ATEN.mul.Tensor, ATEN.sub.Tensor, ATEN.div.Tensor}
 ATTENTION = ATEN.scaled_dot_product_attention.default
 FULL = None
