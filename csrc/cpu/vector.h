@@ -135,11 +135,11 @@ static inline void sum_row(const C* values, int64_t n, C* sum, C* absolute) {
   const Bits* end_of_ones = ones + 16;
 
   Vector signed_lanes[parts] = {}, absolute_lanes[parts] = {};
-  const auto add = [&](int part, Mask bits) {
-    signed_lanes[part] += reinterpret_cast<Vector&>(bits);
+  const auto add = [&](int part, Mask bits) {  // a cast between vectors keeps the bits
+    signed_lanes[part] += (Vector)bits;
     if constexpr (kAbsolute) {
       bits &= Mask{} + no_sign;
-      absolute_lanes[part] += reinterpret_cast<Vector&>(bits);
+      absolute_lanes[part] += (Vector)bits;
     }
   };
   int64_t i = 0;

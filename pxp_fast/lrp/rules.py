@@ -24,8 +24,6 @@ ACTIVATIONS = {
     ATEN.relu.default,
     ATEN.relu6.default,
     ATEN.hardtanh.default,
-    ATEN.clamp.default,
-    ATEN.clamp_min.default,
     ATEN.gelu.default,
     ATEN.silu.default,
     ATEN.hardswish.default,
