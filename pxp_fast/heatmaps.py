@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .criteria import attribute
 from .data import Images
 from .errors import OutputError
 from .files import atomic_write
-from .criteria import attribute
 from .masks import masked
 from .models import LoadedModel
 from .plan import Plan

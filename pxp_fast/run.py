@@ -20,7 +20,7 @@ from torch import nn
 from . import data, environment, report
 from .config import RunConfig
 from .errors import OutputError, PxpError
-from .evaluate import Curve, Evaluation, evaluate, sweep
+from .evaluate import RATES, Curve, Evaluation, evaluate, sweep
 from .heatmaps import HeatMaps, explain
 from .loader import Loader
 from .masks import masked
@@ -96,7 +96,7 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
         with masked(network, plan):
             after = evaluate(network, to_judge, dtype=autocast(config), progress=_named(track, "pruned"))
     with _timed(seconds, "sweep"):
-        curves = tuple(_curves(network, scores, to_judge, config, track))
+        curves = tuple(_curves(network, scores, before, to_judge, config, track))
     with _timed(seconds, "heat maps"):
         maps = explain(loaded, plan, evaluation, config.heatmaps, config.composite)
         maps.save(config.out / "heatmaps.safetensors")
@@ -185,9 +185,9 @@ def plan_options(config: RunConfig) -> dict[str, object]:
 
 
 def _curves(
-    network: nn.Module, scores: Scores, loader: Loader, config: RunConfig, track: Track
+    network: nn.Module, scores: Scores, unpruned: Evaluation, loader: Loader, config: RunConfig, track: Track
 ) -> Iterator[CurveRecord]:
-    """Least relevant first, most relevant first, and every random order."""
+    """Least relevant first, most relevant first, and every random order; all begin where nothing is removed."""
     orders = [("least", None), ("most", None), *(("random", config.seed + i) for i in range(config.random_seeds))]
     for order, seed in orders:
         title = f"{order} relevant first" if seed is None else f"random order {seed - config.seed + 1}"
@@ -195,13 +195,15 @@ def _curves(
             network,
             scores,
             loader,
+            rates=RATES[1:],
             order=order,
             seed=config.seed if seed is None else seed,
             dtype=autocast(config),
             progress=_named(track, title),
             **plan_options(config),
         )
-        yield curve_record(curve, order, seed)
+        whole = Curve(RATES, (unpruned.accuracy, *curve.accuracies), (0, *curve.removed), order)
+        yield curve_record(whole, order, seed)
 
 
 def curve_record(curve: Curve, order: str, seed: int | None) -> CurveRecord:

@@ -19,7 +19,7 @@ _VARIABLES = {
     _INK: "ink", _MUTED: "muted", _LINE: "line", _ACCENT: "accent", _WARN: "warn", _BAND: "band", _PAPER: "paper",
     _SECOND: "second", _THIRD: "third",
 }  # fmt: skip
-_KIND_COLOURS = {"filter": _ACCENT, "neuron": _ACCENT, "head": _SECOND}
+_KIND_COLOURS = {"filter": _ACCENT, "neuron": _THIRD, "head": _SECOND}
 _LABELLED = 40
 
 
@@ -88,7 +88,7 @@ def layers(results: Results, salt: int) -> Markup:
         positions = [i for i, layer in enumerate(found) if layer.kind == kind]
         shares = [100 * found[i].removed / found[i].count for i in positions]
         axes.bar(positions, [100] * len(positions), width=0.72, color=_BAND, linewidth=0)
-        axes.bar(positions, shares, width=0.72, color=_KIND_COLOURS.get(kind, _THIRD), linewidth=0, label=f"{kind}s")
+        axes.bar(positions, shares, width=0.72, color=_KIND_COLOURS.get(kind, _MUTED), linewidth=0, label=f"{kind}s")
     axes.axhline(100 * results.removed / max(results.units, 1), color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
     step = max(1, -(-len(found) // _LABELLED))
     ticks = range(0, len(found), step)
@@ -133,7 +133,7 @@ def _svg(figure: Any, salt: str) -> Markup:
         r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1
     )
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'<g id="[a-z]+_?[0-9]*(?:\.[a-z]+)?">', "<g>", text)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # nothing refers to them, and two figures would repeat them
     text = re.sub(r"(font: [0-9.]+px )[^;\"]*", r"\1var(--font)", text)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")

@@ -1,0 +1,140 @@
+"""The page read back: its numbers, and that it needs nothing but itself."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from pxp_fast import report
+from pxp_fast.errors import PxpError
+from report.examples import curve, heat_maps, results
+
+
+class Reader(HTMLParser):
+    """All elements, and the text of every table row and element with an id or class."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict]] = []
+        self.rows: list[list[str]] = []
+        self.text: list[str] = []
+        self.in_cell = False
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.in_cell = True
+
+    def handle_endtag(self, tag):
+        self.in_cell = self.in_cell and tag not in ("td", "th")
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if self.in_cell:
+            self.rows[-1][-1] = (self.rows[-1][-1] + data).strip()
+
+    def find(self, tag):
+        return [attributes for found, attributes in self.elements if found == tag]
+
+
+def plain(text: str) -> str:
+    return re.sub(r"\s+", " ", text.replace("\u202f", " "))
+
+
+@pytest.fixture(scope="module")
+def page():
+    found = results()
+    return report.render([(found, heat_maps(found))])
+
+
+@pytest.fixture(scope="module")
+def reader(page):
+    return Reader(page)
+
+
+def test_it_refers_to_nothing_outside_itself(page, reader):
+    assert not reader.find("script") and not reader.find("link") and not reader.find("iframe")
+    sources = [attributes["src"] for attributes in reader.find("img")]
+    assert len(sources) == 3
+    assert all(source.startswith("data:image/") for source in sources)
+    links = [v for _, a in reader.elements for k, v in a.items() if k in ("href", "xlink:href")]
+    assert all(link.startswith("#") for link in links)
+    assert not re.search(r"url\((?!#)|@import", page)
+
+
+def test_it_says_the_numbers(reader):
+    text = plain(" ".join(reader.text))
+    assert "30 % of filters and heads removed, accuracy 90 % → 81 %" in text
+    assert "12 of 40 filters and heads were set to zero, least relevant first" in text
+    assert "measured on 30 images and accuracy on 300 others" in text
+    # 0.9 - 0.1 r stays above 0.855 up to r = 0.45; for slopes 1 and 2 up to 0 (0.85 at 5 %) and 0.
+    assert "Up to 45 % can go" in text and "in random order 0 % (median of 2)" in text
+    assert "95 % interval 76.2 % to 85 %" in text  # Wilson's, of 243 in 300
+    assert "Something to know." in text
+    assert "e/cat/broken.jpg" in text and "the file is empty" in text
+    assert "pxp-fast run a:b --data 'my images'" in text
+    assert "ab" * 32 in text
+
+
+def test_the_tables_hold_every_rate_layer_and_changed_class(reader):
+    rows = [[plain(cell) for cell in row] for row in reader.rows]
+    assert ["10 %", "89 %", "10 %", "70 % to 80 %"] in rows
+    assert sum(len(row) == 4 and row[3].count(" to ") == 1 for row in rows) == 20
+    assert ["first", "filters", "0", "10", ""] in rows
+    assert ["second", "heads", "12", "30", ""] in rows
+    assert ["cat", "100", "90", "70", "-20"] in rows
+    assert not any(row[0] == "dog" for row in rows if row)
+    assert {"style": "width:40.0%"} in reader.find("i")
+
+
+def test_pictures_and_figures_have_words_for_those_who_cannot_see_them(reader):
+    assert all(attributes.get("alt") for attributes in reader.find("img"))
+    labels = [a["aria-label"] for a in reader.find("div") if a.get("role") == "img"]
+    assert len(labels) == 2
+    assert "least relevant first: 90 % at 0 %" in plain(labels[0])
+    assert "from 0 % (first) to 40 % (second)" in plain(labels[1])
+    assert len(reader.find("svg")) == 2
+
+
+def test_names_cannot_become_markup(page):
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+def test_figures_wear_the_pages_colours(page):
+    figures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    assert all("var(--accent)" in figure for figure in figures)
+    assert not re.search(r"#0a0b0", page)
+
+
+def test_several_runs_share_a_page_without_sharing_ids():
+    first, second = results(), results(curves=(curve("least", None, 0.5),), skipped=(), heatmaps=())
+    page = report.render([(first, heat_maps(first)), (second, heat_maps(second))])
+    reader = Reader(page)
+    assert [row[0] for row in reader.rows[1:3]] == ["a:b", "a:b"]
+    ids = [attributes["id"] for _, attributes in reader.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    used = {link for _, a in reader.elements for k, v in a.items() if k in ("href", "xlink:href") for link in [v[1:]]}
+    used |= set(re.findall(r"url\(#(\w+)\)", page))
+    assert used <= set(ids)
+
+
+def test_it_is_the_same_each_time(page):
+    found = results()
+    assert report.render([(found, heat_maps(found))]) == page
+
+
+def test_a_run_without_curves_units_or_pictures_has_a_page_too():
+    bare = results(curves=(), layers=(), heatmaps=(), classes=(), skipped=(), notes=(), units=0, removed=0)
+    assert "accuracy" in report.render([(bare, heat_maps(bare))])
+
+
+@pytest.mark.parametrize("missing", ["jinja2", "matplotlib"])
+def test_without_the_extra_it_says_what_to_install(monkeypatch, missing):
+    monkeypatch.setitem(__import__("sys").modules, missing, None)
+    with pytest.raises(PxpError, match=rf"the report needs {missing}; install with: pip install 'pxp_fast\[report\]'"):
+        report.render([])
