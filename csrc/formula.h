@@ -58,7 +58,8 @@ PXP_FORMULA double logistic(double x) { return 1.0 / (1.0 + exp(-x)); }
 // (half of 1 + erf loses all its digits for negative z). The tail is exp(-z^2 / 2) G(|z|), and G(|z|) / t a polynomial in
 // t = 4 / (4 + |z|), minimax for |z| <= 14.5.
 PXP_FORMULA float normal_cdf(float z) {
-  const float magnitude = z < 0.0f ? -z : z;
+  float magnitude = z < 0.0f ? -z : z;
+  magnitude = magnitude > 14.5f ? 14.5f : magnitude;
   const float t = 4.0f / (4.0f + magnitude);
   float g = 0.016892396f;
   g = g * t + -0.06453712f;

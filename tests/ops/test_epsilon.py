@@ -1,0 +1,310 @@
+"""`epsilon` against its definition, computed one element at a time in double precision."""
+
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.library import opcheck
+
+from pxp_fast.errors import PxpError
+from pxp_fast.ops import ACTIVATIONS, epsilon
+from pxp_fast.ops.epsilon import reference
+
+OPERATOR = torch.ops.pxp_fast.epsilon.default
+
+
+def activated(activation, z):
+    """The activation functions as their papers define them."""
+    return {
+        "identity": lambda: z,
+        "relu": lambda: max(z, 0.0),
+        "relu6": lambda: min(max(z, 0.0), 6.0),
+        "gelu": lambda: z * 0.5 * math.erfc(-z / math.sqrt(2)),
+        # (1 + tanh u) / 2, without its cancellation for negative u
+        "gelu_tanh": lambda: z / (1 + math.exp(-2 * math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))),
+        "silu": lambda: z / (1 + math.exp(-z)),
+        "hardswish": lambda: z * min(max(z + 3.0, 0.0), 6.0) / 6.0,
+    }[activation]()
+
+
+LIMITS = {"identity": 1.0, "relu": 0.0, "relu6": 0.0, "gelu": 0.5, "gelu_tanh": 0.5, "silu": 0.5, "hardswish": 0.5}
+
+
+def by_definition(carry, output, eps, activation, unit_dim, group):
+    """Relevance at the output, what goes back from it, and the sums of every unit, element by element."""
+    c, z = carry.double().cpu().numpy(), output.double().cpu().numpy()
+    scaled, relevance = np.zeros(z.shape), np.zeros(z.shape)
+    for index in np.ndindex(z.shape):
+        value = z[index]
+        gain = activated(activation, value) / value if value else LIMITS[activation]
+        stabilized = value + math.copysign(eps, value)
+        scaled[index] = c[index] * gain * (value / stabilized if value else 0.0)
+        relevance[index] = c[index] * gain * value
+    relevance = np.moveaxis(relevance, unit_dim, -1)
+    samples, channels = z.shape[0], z.shape[unit_dim]
+    sums = np.zeros((2, samples, channels // group))
+    for n in range(samples):
+        for position in np.ndindex(relevance.shape[1:-1]):
+            for unit in range(channels // group):
+                value = relevance[n][position][unit * group : (unit + 1) * group].sum()
+                sums[0, n, unit] += value
+                sums[1, n, unit] += abs(value)
+    return torch.from_numpy(scaled), torch.from_numpy(sums)
+
+
+def check(carry, output, eps=1e-6, activation="identity", unit_dim=1, group=1):
+    scaled, sums = epsilon(carry, output, eps=eps, activation=activation, unit_dim=unit_dim, group=group)
+    true_scaled, true_sums = by_definition(carry, output, eps, activation, unit_dim, group)
+    unit = torch.finfo(output.dtype).eps
+    # A result narrower than float32 is rounded once, at the end; below its normal range it keeps fewer digits.
+    # (GELU's tail multiplies the rounding of its argument by the argument squared.)
+    bound = 64 * unit if unit < 1e-10 else max(16 * torch.finfo(torch.float32).eps, unit)
+    torch.testing.assert_close(
+        scaled.cpu().double(), true_scaled, rtol=bound, atol=float(torch.finfo(output.dtype).tiny) * 1.01
+    )
+    assert scaled.dtype == output.dtype and scaled.stride() == torch.empty_like(output).stride()
+    assert sums.dtype == (torch.float64 if output.dtype == torch.float64 else torch.float32)
+    # Sums cancel: their error is measured by what was added.
+    work = 16 * torch.finfo(sums.dtype).eps
+    added = by_definition(carry.abs(), output.abs(), eps, "identity", unit_dim, group)[1][1]
+    error = (sums.cpu().double() - true_sums).abs()
+    assert (error <= work * added + 1e-300).all(), error.max()
+
+
+def normal(shape, dtype, device, seed=0):
+    """Normal values, with zeros of both signs among them."""
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2
+    flat = values.view(-1)
+    flat[::11], flat[5::13] = 0.0, -0.0
+    return values.to(device, dtype)
+
+
+def pair(shape, dtype, device):
+    return normal(shape, dtype, device, 1), normal(shape, dtype, device, 2)
+
+
+# Shape, unit_dim, group, and why it is here.
+SHAPES = [
+    pytest.param((2, 3, 5, 7), 1, 1, id="convolution"),
+    pytest.param((2, 3, 33, 1), 1, 1, id="row-longer-than-the-lanes"),
+    pytest.param((1, 2, 40, 40), 1, 1, id="row-longer-than-a-chunk"),
+    pytest.param((2, 20, 7, 7), 1, 1, id="several-rows-in-a-chunk"),
+    pytest.param((2, 5, 4), 1, 1, id="one-spatial-dimension"),
+    pytest.param((2, 3, 2, 3, 2), 1, 1, id="three-spatial-dimensions"),
+    pytest.param((2, 6, 1, 1), 1, 1, id="one-position"),
+    pytest.param((2, 1, 3, 3), 1, 1, id="one-channel"),
+    pytest.param((3, 10), 1, 1, id="linear"),
+    pytest.param((3, 10), -1, 1, id="linear-last"),
+    pytest.param((2, 5, 12), -1, 1, id="tokens"),
+    pytest.param((2, 300, 3), -1, 1, id="more-rows-than-a-block"),
+    pytest.param((1, 2, 1500), -1, 1, id="more-channels-than-a-chunk"),
+    pytest.param((2, 3, 4, 6), -1, 1, id="windows-of-tokens"),
+    pytest.param((2, 5, 12), -1, 4, id="heads"),
+    pytest.param((1, 3, 1400), -1, 700, id="heads-and-pieces"),
+    pytest.param((1, 2, 2400), -1, 1200, id="head-longer-than-a-chunk"),
+    pytest.param((4, 9), -1, 3, id="heads-without-positions"),
+]
+
+
+@pytest.mark.parametrize(("shape", "unit_dim", "group"), SHAPES)
+def test_definition_shapes(shape, unit_dim, group, device):
+    check(*pair(shape, torch.float32, device), 1e-3, "relu", unit_dim, group)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_definition_activations(activation, dtype, device):
+    check(*pair((2, 4, 5, 5), dtype, device), 1e-2, activation)
+    check(*pair((2, 7, 6), dtype, device), 1e-2, activation, -1, 3)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-6, 0.5])
+def test_definition_eps(eps, device):
+    check(*pair((2, 3, 4, 4), torch.float32, device), eps)
+
+
+def channels_last(t):
+    return t.contiguous(memory_format=torch.channels_last)
+
+
+def transposed(a, b):
+    return lambda t: t.transpose(a, b).contiguous().transpose(a, b)
+
+
+STRIDES = {
+    "channels-last": (channels_last, channels_last),
+    "carry-contiguous": (lambda t: t, channels_last),
+    "output-contiguous": (channels_last, lambda t: t),
+    "expanded-carry": (lambda t: t[:, :, :1, :1].expand(t.shape), lambda t: t),
+    "expanded-carry-channels-last": (lambda t: t[:, :, :1, :1].expand(t.shape), channels_last),
+    "sliced": (lambda t: t[:, 1:], lambda t: t[:, 1:]),
+    "sliced-channels-last": (lambda t: channels_last(t)[:, :, 1:], lambda t: channels_last(t)[:, :, 1:]),
+    "every-second": (lambda t: t[..., ::2], lambda t: t[..., ::2]),
+    "samples-inside": (transposed(0, 3), transposed(0, 3)),
+    "columns-before-rows": (transposed(2, 3), transposed(2, 3)),
+    "offset": (lambda t: t[:, :, :, 1:], lambda t: t[:, :, :, 1:].contiguous()),
+}
+
+
+@pytest.mark.parametrize("name", STRIDES)
+@pytest.mark.parametrize("unit_dim", [1, -1])
+def test_definition_strides(name, unit_dim, device):
+    carry, output = (view(t) for view, t in zip(STRIDES[name], pair((3, 4, 5, 6), torch.float32, device), strict=True))
+    check(carry, output, 1e-2, "relu", unit_dim)
+
+
+@pytest.mark.parametrize("group", [1, 4])
+def test_definition_token_strides(group, device):
+    carry, output = pair((3, 5, 8), torch.float32, device)
+    for view in (lambda t: t[:, :1], transposed(0, 1), transposed(1, 2), lambda t: t[:, ::2], lambda t: t[..., 4:]):
+        check(view(carry), view(output), 1e-2, "gelu", -1, group)
+
+
+def test_definition_narrow_strides(dtype, device):
+    carry, output = (channels_last(t) for t in pair((2, 5, 3, 3), dtype, device))
+    check(carry, output, 1e-2, "silu")
+    check(carry[:, 1:], output[:, 1:], 1e-2, "silu")
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 4), (2, 0, 4, 4)])
+@pytest.mark.parametrize("unit_dim", [1, -1])
+def test_empty(shape, unit_dim, device):
+    scaled, sums = epsilon(*pair(shape, torch.float32, device), unit_dim=unit_dim)
+    assert scaled.shape == shape
+    assert sums.shape == (2, shape[0], shape[unit_dim]) and (sums == 0).all()
+
+
+def test_gelu_ratio_is_exact_on_both_sides_of_zero(device):
+    z = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([0.0, -0.0, 1e-30, -1e-30])]).to(device)
+    ratio, _ = epsilon(torch.ones_like(z)[None], z[None], eps=0.0, activation="gelu", unit_dim=-1)
+    true = torch.tensor([0.5 * math.erfc(-v / math.sqrt(2)) for v in z.double().tolist()])
+    seen = z.cpu() != 0
+    ulp = (ratio[0].cpu().double() - true).abs()[seen] / torch.finfo(torch.float32).eps / true[seen]
+    assert ulp.max() < 4, ulp.max()
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu", "hardswish", "relu6"])
+def test_far_from_zero(activation, device):
+    z = torch.tensor([[-3e38, -1e4, -200.0, -90.0, -30.0, 30.0, 90.0, 200.0, 1e4, 3e38]], device=device)
+    scaled, _ = epsilon(torch.ones_like(z), z, eps=0.0, activation=activation)
+    ratio = torch.tensor([[0.0] * 5 + [1.0] * 5], device=device)
+    if activation == "relu6":
+        ratio = torch.where(z > 6, 6 / z, 0.0)
+    torch.testing.assert_close(scaled, ratio, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("where", ["carry", "output"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_shows_in_its_unit_alone(where, activation, value, device):
+    tensors = dict(zip(("carry", "output"), pair((2, 3, 4, 4), torch.float32, device), strict=True))
+    tensors["output"][1, 2, 3, 3] = -1.5
+    tensors[where][1, 2, 3, 3] = value
+    for layout in (torch.contiguous_format, torch.channels_last):
+        _, sums = epsilon(*(t.contiguous(memory_format=layout) for t in tensors.values()), activation=activation)
+        finite = torch.isfinite(sums).all(0).cpu()
+        if (where, value) == ("output", math.nan) or activation not in ("relu", "relu6", "hardswish"):
+            assert not finite[1, 2]
+        finite[1, 2] = True
+        assert finite.all()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"])
+def test_threads_do_not_change_a_bit(layout, threads):
+    carry, output = (t.contiguous(memory_format=layout) for t in pair((3, 70, 31, 33), torch.float32, "cpu"))
+    results = []
+    for count in (1, 2, 3, 4):
+        threads(count)
+        results.append(epsilon(carry, output, activation="gelu"))
+    for scaled, sums in results[1:]:
+        assert torch.equal(scaled, results[0][0]) and torch.equal(sums, results[0][1])
+
+
+@pytest.mark.parametrize("activation", ["identity", "relu"])
+def test_equals_the_reference_to_the_last_bit(activation, dtype):
+    for layout in (torch.contiguous_format, torch.channels_last):
+        carry, output = (t.contiguous(memory_format=layout) for t in pair((3, 65, 9, 9), dtype, "cpu"))
+        expected, _ = reference(carry, output, 1e-3, activation, 1, 1)
+        assert torch.equal(epsilon(carry, output, eps=1e-3, activation=activation)[0], expected)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_equals_the_reference(activation, dtype):
+    carry, output = pair((2, 300, 192), dtype, "cpu")
+    scaled, sums = epsilon(carry, output, activation=activation, unit_dim=-1, group=64)
+    expected_scaled, expected_sums = reference(carry, output, 1e-6, activation, -1, 64)
+    unit = torch.finfo(dtype).eps
+    torch.testing.assert_close(scaled, expected_scaled, rtol=max(unit, 2e-6) if unit > 1e-10 else 1e-14, atol=1e-7)
+    work = torch.finfo(sums.dtype).eps
+    torch.testing.assert_close(sums, expected_sums, rtol=0, atol=4 * work * 300 * 64)
+
+
+def test_float16_rounds_like_pytorch():
+    """Every float16 value passes through unchanged, and values between them are rounded to even."""
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    z = bits.view(torch.float16)
+    z = z[torch.isfinite(z) & (z != 0)][None]
+    scaled, _ = epsilon(z, torch.ones_like(z), eps=0.0)
+    assert torch.equal(scaled, z)
+    carry = torch.randn(1, 50_000, generator=torch.Generator().manual_seed(0)).half()
+    factor = torch.full_like(carry, 3.0)
+    scaled, _ = epsilon(carry, factor, eps=1.0)
+    assert torch.equal(scaled, (carry.float() * 0.75).half())
+
+
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
+def test_every_instruction_set(instruction_set):
+    """The processor's best loops are what the other tests run; these are the ones other processors would."""
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k",
+         "(definition or reference or rounds or gelu) and not cuda"],
+        env={**os.environ, "PXP_ISA": instruction_set}, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [((2, 6, 3, 5), "gelu", 1, 1), ((2, 7, 6), "relu", -1, 1), ((2, 7, 6), "silu", -1, 3), ((2, 6), "identity", -1, 2)],
+)
+def test_opcheck(arguments, dtype, device):
+    shape, activation, unit_dim, group = arguments
+    carry, output = pair(shape, dtype, device)
+    opcheck(OPERATOR, (carry, output, 1e-3, activation, unit_dim, group))
+
+
+def test_opcheck_strides(device):
+    carry, output = (channels_last(t) for t in pair((2, 6, 4, 5), torch.float32, device))
+    opcheck(OPERATOR, (carry, output, 1e-3, "relu", 1, 1))
+    opcheck(OPERATOR, (carry[:, :, ::2], output[:, :, ::2], 1e-3, "relu", 1, 1))
+    opcheck(OPERATOR, (carry[:0], output[:0], 1e-3, "relu", 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"carry": torch.zeros(2, 4)}, "one shape"),
+        ({"carry": torch.zeros(2, 3).double()}, "one shape"),
+        ({"activation": "tanh"}, "choose one of"),
+        ({"eps": -1.0}, "not negative"),
+        ({"eps": math.nan}, "not negative"),
+        ({"unit_dim": 0}, "unit_dim"),
+        ({"group": 2}, "divisor"),
+        ({"group": 0}, "divisor"),
+    ],
+)
+def test_wrong_arguments(change, message):
+    arguments = {"carry": torch.zeros(2, 3), "output": torch.zeros(2, 3)} | change
+    with pytest.raises(PxpError, match=message):
+        epsilon(**arguments)
+
+
+def test_wrong_arguments_past_the_typed_function():
+    """The kernels guard themselves: nothing reads past a tensor, whoever calls."""
+    z = torch.zeros(2, 3, 4)
+    for bad in ((z[:1], z, 0.1, "relu", 1, 1), (z, z, 0.1, "relu", 0, 1), (z, z, 0.1, "none", 1, 1),
+                (z, z, 0.1, "relu", -1, 3), (z.double(), z, 0.1, "relu", 1, 1)):  # fmt: skip
+        with pytest.raises((RuntimeError, KeyError, ValueError)):
+            torch.ops.pxp_fast.epsilon(*bad)
