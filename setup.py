@@ -2,8 +2,8 @@
 
 Environment
 -----------
-PXP_CUDA              ``auto`` (default) builds the CUDA library where a CUDA toolkit and a CUDA build of PyTorch are found;
-                      ``1`` insists on it and names what is missing; ``0`` leaves it out.
+PXP_CUDA              ``auto`` (default) builds the CUDA library where a CUDA toolkit and a CUDA build of PyTorch are
+                      found; ``1`` insists on it and names what is missing; ``0`` leaves it out.
 TORCH_CUDA_ARCH_LIST  the GPU architectures, as PyTorch spells them ("8.0;9.0+PTX").
 CUDACXX, CUDA_HOME    where nvcc is, if not on the PATH.
 MAX_JOBS              how many compilers may run at once; by default as many as cores and memory carry.

@@ -11,12 +11,13 @@ from ..errors import PxpError
 from ._library import compute_dtype, define
 
 # act(z) / z for every activation, continued to its limit at z = 0. The sigmoid form of the tanh approximation and erfc
-# keep their relative precision for negative z, where 1 + tanh and 1 + erf cancel.
+# keep their relative precision for negative z, where 1 + tanh and 1 + erf cancel; erfc magnifies the rounding of its
+# argument, hence in double.
 _RATIOS = {
     "identity": lambda z: torch.ones_like(z),
     "relu": lambda z: (z > 0).to(z.dtype),
     "relu6": lambda z: torch.where(z > 6, 6 / z, (z > 0).to(z.dtype)),
-    "gelu": lambda z: 0.5 * torch.special.erfc(z * -math.sqrt(0.5)),
+    "gelu": lambda z: (0.5 * torch.special.erfc(z.double() * -math.sqrt(0.5))).to(z.dtype),
     "gelu_tanh": lambda z: torch.sigmoid(2 * math.sqrt(2 / math.pi) * (z + 0.044715 * z * z * z)),
     "silu": torch.sigmoid,
     "hardswish": lambda z: (z + 3).clamp(0, 6) / 6,
