@@ -31,7 +31,7 @@ class LayerNorm(Operator):
             residual=residual.flatten(-rank) if residual is not None else None,
             eps=self.eps,
         )
-        run.give(source, out.view(value.shape))
+        run.give(source, out.view(value.shape), owned=True)
 
 
 class GroupNorm(Operator):

@@ -57,17 +57,32 @@ class Run:
         self.env = env
         self.samples = samples
         self.carries: dict[fx.Node, Tensor] = {}
+        self.owned: set[fx.Node] = set()
         self.table: Tensor | None = None
 
     def value(self, arg):
         return fx.node.map_arg(arg, self.env.__getitem__)
 
-    def give(self, node: object, carry: Tensor | None) -> None:
-        """Add a carry to a node's; a node that relevance need not reach is ignored."""
+    def give(self, node: object, carry: Tensor | None, owned: bool = False) -> None:
+        """Add a carry to a node's; a node that relevance need not reach is ignored.
+
+        `owned`: no one else holds the tensor, so that it may be added to in place.
+        """
         if carry is None or node not in self.program.live:
             return
         held = self.carries.get(node)
-        self.carries[node] = carry if held is None else held + carry
+        if held is None:
+            self.carries[node] = carry
+        elif owned:
+            self.carries[node] = carry.add_(held)
+        elif node in self.owned:
+            held.add_(carry)
+            return
+        else:
+            self.carries[node] = held + carry
+            owned = True
+        if owned:
+            self.owned.add(node)
 
     def read(self, reader, sums: Tensor) -> None:
         """Enter a unit layer's sums ``[2, N * k, units]`` into the table ``[2, N, U]``."""
@@ -145,14 +160,17 @@ class Weighted(Operator):
         if not self.needs_input:
             return
         through = scaled @ weight if self.linear else self._through_convolution(scaled, weight, shape)
-        run.give(self.node.args[0], through)
+        run.give(self.node.args[0], through, owned=True)
 
     def _through_convolution(self, scaled: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
         node, rank = self.node, weight.dim() - 2
-        source = scaled.new_empty(1).expand(shape)
+        # Only its shape and layout matter: the layout decides that of the result.
+        channels_last = rank == 2 and scaled.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        source = torch.empty(shape, dtype=scaled.dtype, device=scaled.device, memory_format=layout)
         padding = argument(node, "padding")
         if isinstance(padding, str):
-            source = source.contiguous().requires_grad_()
+            source.requires_grad_()
             with torch.enable_grad():
                 out = node.target(source, weight, None, *node.args[3:], **node.kwargs)
             return torch.autograd.grad(out, source, scaled)[0]
