@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import math
 import os
+import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -19,6 +22,7 @@ from .errors import DataError
 
 CACHE_BYTES = 4 * 2**30
 _WORKERS_FROM = 512
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Loader:
@@ -70,10 +74,17 @@ class Loader:
 
     def _decoded(self) -> Iterator[tuple[Tensor, Tensor]]:
         batches = DataLoader(
-            self.dataset, batch_size=self.batch_size, shuffle=False, num_workers=self.workers, collate_fn=_collate
+            self.dataset,
+            batch_size=self.batch_size,
+            shuffle=False,
+            num_workers=self.workers,
+            collate_fn=_collate,
+            worker_init_fn=_leave_signals_to_the_parent,
         )
         lost: list[int] = []
-        for pixels, labels, failures in batches:
+        with _stops_held():
+            decoded = iter(batches)
+        for pixels, labels, failures in decoded:
             for label, path, reason in failures:
                 self.dataset.skip(path, reason)
                 lost.append(label)
@@ -103,6 +114,29 @@ class Loader:
             f"none of the {len(self.dataset)} images chosen from {self.dataset.root} can be read; the first is {path}: "
             f"{reason}. Check the folder and the files' format"
         )
+
+
+@contextmanager
+def _stops_held() -> Iterator[None]:
+    """Keep Ctrl-C and a stop waiting while processes are made: one interrupted as it begins might never end."""
+    if threading.current_thread() is not threading.main_thread():  # they only ever interrupt the main thread
+        yield
+        return
+    arrived: list[int] = []
+    before = {number: signal.signal(number, lambda number, frame: arrived.append(number)) for number in _STOPS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for number in arrived[:1]:
+            signal.raise_signal(number)
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """In a decoding process: the parent, which Ctrl-C reaches too, ends it by SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _collate(items: list[Item]) -> tuple[Tensor | None, Tensor | None, list[tuple[int, str, str]]]:

@@ -164,8 +164,8 @@ def test_no_space_leaves_whole_files_only(place):
 
     folder, module = place
     outcome = process(
-        "run", f"{module}:classifier", "--data", "images", "--samples-per-class", 2, "--random-seeds", 0, "--device", "cpu",
-        cwd=folder,
+        "run", f"{module}:classifier", "--data", "images", "--samples-per-class", 2, "--random-seeds", 0,
+        "--device", "cpu", cwd=folder,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
     )  # fmt: skip
     _, errors = outcome.communicate(timeout=300)
@@ -217,7 +217,9 @@ def test_an_interruption_leaves_whole_files_only(place, number, workers):
     pxp.Scores.load(folder / "out" / "scores.safetensors", f"{module}:slow")
     pxp.Plan.load(folder / "out" / "plan.json", f"{module}:slow")
     with pytest.raises(ProcessLookupError):  # no process of its group is left behind
-        os.killpg(running.pid, 0)
+        while time.monotonic() < deadline:
+            os.killpg(running.pid, 0)
+            time.sleep(0.02)
 
 
 def test_every_command_explains_itself():
