@@ -1,0 +1,66 @@
+"""Scores of every filter and neuron of torchvision's VGG and ResNet equal zennit's."""
+
+import pytest
+import torch
+import torchvision
+from oracles.engine import by_unit, relative_l1, unit_sums
+from oracles.networks import pictures, randomise
+from oracles.zennit_oracle import ZennitOracle
+
+from pxp_fast.criteria import Relevance, attribute
+
+SIZE = 64
+COUNTS = {"vgg16": (4224, 8192), "vgg16_bn": (4224, 8192), "resnet18": (4800, 0), "resnet50": (26560, 0)}
+
+
+def network(name: str):
+    torch.manual_seed(0)
+    model = getattr(torchvision.models, name)(weights=None)
+    return randomise(model, pictures(8, SIZE, seed=3)[0])
+
+
+def worst_layer(found: dict, truth: dict) -> tuple[float, str]:
+    """Largest relative L1 error of a layer, signed or absolute sums, and which it is."""
+    return max((relative_l1(found[name][row], truth[name][row]), name) for name in found for row in (0, 1))
+
+
+def typical_error(found: dict, truth: dict, layers) -> float:
+    """Median over images and layers of the relative L1 error: rounding, not the odd sample that crosses a kink."""
+    size = lambda t: t.abs().sum(1)  # noqa: E731
+    each = [size(found[n][0].double() - truth[n][0]) / size(truth[n][0]) for n in layers]
+    return torch.cat(each).median().item()
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_scores_equal_zennit_in_float64(name):
+    model = network(name).double()
+    images, labels = pictures(3, SIZE)
+    truth, _ = ZennitOracle(model).run(images.double(), labels)
+    relevance = Relevance(model, images.double())
+    found = by_unit(relevance, relevance.run(images.double(), labels))
+
+    count = {kind: sum(g.count for g in relevance.units if g.kind == kind) for kind in ("filter", "neuron", "head")}
+    assert (count["filter"], count["neuron"], count["head"]) == (*COUNTS[name], 0)
+    assert {g.name for g in relevance.units} | {"fc", "classifier.6"} >= truth.keys()
+    assert worst_layer(found, truth) < (1e-9,)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_float32_rounds_no_worse_than_zennit_does(name):
+    model = network(name)
+    count = 24 if name.startswith("resnet") else 8
+    images, labels = pictures(count, SIZE, seed=7)
+    relevance, zennit = Relevance(model, images), ZennitOracle(model)
+    # Relevance that starts at the logit's value is spared a division by logits that happen to be near zero.
+    found = by_unit(relevance, relevance.run(images, labels, "logit"))
+    theirs, _ = zennit.run(images, labels, "logit")
+    truth, _ = ZennitOracle(model.double()).run(images.double(), labels, "logit")
+    assert typical_error(found, truth, found) <= 1.2 * typical_error(theirs, truth, found)
+
+
+@pytest.mark.parametrize("name", ["vgg16_bn", "resnet18"])
+def test_relevance_of_the_input_equals_zennit(name):
+    model = network(name).double()
+    images, labels = pictures(2, SIZE)
+    _, truth = ZennitOracle(model).run(images.double(), labels)
+    assert relative_l1(attribute(model, images.double(), labels), truth) < 1e-9
