@@ -92,7 +92,7 @@ def cuda_options() -> list[str]:
             raise MissingCuda(f"PyTorch {torch.__version__} is built without CUDA: install a CUDA build of it")
         root = find_toolkit()
         nvcc = root / "bin" / "nvcc"
-        options = ["-DPXP_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DCUDAToolkit_ROOT={root}"]
+        options = ["-DPXP_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
         return [*options, f"-DCMAKE_CUDA_ARCHITECTURES={cmake_architectures(nvcc)}"]
     except MissingCuda as missing:
         if choice == "1":
