@@ -10,7 +10,6 @@ import argparse
 import gzip
 import json
 import platform
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,16 +28,20 @@ from pxp_fast.files import atomic_write
 from . import assets
 
 OUT = Path(__file__).resolve().parent.parent / "pxp_fast" / "demo"
-BATCH = 128
-SHIFT = 2
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one network is trained; `teacher` names a network, already trained, whose outputs it also learns to match."""
+    """How one network is trained.
+
+    Images are flipped and shifted by up to `shift` pixels; `teacher` names a network, already trained, whose outputs
+    are half of what this one learns to match.
+    """
 
     epochs: int
     learning_rate: float
+    batch: int = 128
+    shift: int = 2
     weight_decay: float = 0.05
     teacher: str | None = None
 
@@ -66,13 +69,13 @@ def read_split(root: Path, prefix: str) -> tuple[Tensor, Tensor]:
     return images, read_idx(root / f"{prefix}-labels-idx1-ubyte.gz").long()
 
 
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Flip half of the images left to right and shift each by up to SHIFT pixels both ways; black comes in."""
+def augment(images: Tensor, shift: int, generator: torch.Generator) -> Tensor:
+    """Flip half of the images left to right and shift each by up to `shift` pixels both ways; black comes in."""
     n, side = len(images), images.shape[-1]
     flip = torch.rand(n, 1, 1, 1, generator=generator) < 0.5
     images = torch.where(flip, images.flip(-1), images)
-    windows = F.pad(images, (SHIFT,) * 4).unfold(2, side, 1).unfold(3, side, 1)
-    dy, dx = torch.randint(2 * SHIFT + 1, (2, n), generator=generator)
+    windows = F.pad(images, (shift,) * 4).unfold(2, side, 1).unfold(3, side, 1)
+    dy, dx = torch.randint(2 * shift + 1, (2, n), generator=generator)
     return windows[torch.arange(n), :, dy, dx]
 
 
@@ -86,15 +89,15 @@ def train(name: str, images: Tensor, labels: Tensor, teacher: nn.Module | None, 
     plain = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
-    steps = len(images) // BATCH
+    steps = len(images) // recipe.batch
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=recipe.epochs * steps, pct_start=0.2
     )
     for epoch in range(recipe.epochs):
         model.train()
         started, total = time.perf_counter(), 0.0
-        for index in torch.randperm(len(images), generator=generator)[: steps * BATCH].view(steps, BATCH):
-            x = normalize(augment(images[index], generator)).contiguous(memory_format=torch.channels_last)
+        for index in torch.randperm(len(images), generator=generator)[: steps * recipe.batch].view(steps, -1):
+            x = normalize(augment(images[index], recipe.shift, generator)).contiguous(memory_format=torch.channels_last)
             # The CPU's fused attention is three times slower going back in bfloat16 than the plain one.
             with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
                 logits = model(x)
@@ -198,7 +201,7 @@ def main() -> None:
             "accuracy": accuracy(model, test_images, test_labels),
             "data": "Fashion-MNIST: 60,000 training images; accuracy on all 10,000 test images, after float16 rounding",
             "parameters": sum(p.numel() for p in model.parameters()),
-            "command": " ".join(["python -m bench.train_demo", *sys.argv[1:]]),
+            "command": f"python -m bench.train_demo {name} --seed {arguments.seed} --threads {arguments.threads}",
             "recipe": asdict(recipe),
             "hardware": f"{processor()}, {arguments.threads} thread(s)",
             "torch": torch.__version__,

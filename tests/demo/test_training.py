@@ -22,7 +22,7 @@ def test_idx_files_are_read_in_their_order(tmp_path):
 def test_augmentation_only_flips_and_shifts():
     images = torch.randint(1, 256, (100, 1, 5, 5), dtype=torch.uint8)
     seen = set()
-    for before, after in zip(images, train_demo.augment(images, torch.Generator().manual_seed(0)), strict=True):
+    for before, after in zip(images, train_demo.augment(images, 2, torch.Generator().manual_seed(0)), strict=True):
         matches = []
         for flip in (False, True):
             for dy in range(-2, 3):
@@ -50,8 +50,8 @@ def test_chosen_images_are_balanced_and_distinct():
 @pytest.mark.parametrize("name", train_demo.RECIPES)
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(name, monkeypatch):
     monkeypatch.setitem(train_demo.RECIPES, name, dataclasses.replace(train_demo.RECIPES[name], epochs=2))
-    images = torch.randint(256, (train_demo.BATCH, 1, 28, 28), dtype=torch.uint8)
-    labels = torch.arange(train_demo.BATCH) % 10
+    images = torch.randint(256, (128, 1, 28, 28), dtype=torch.uint8)
+    labels = torch.arange(128) % 10
     first, again, other = (train_demo.train(name, images, labels, None, seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert not all(torch.equal(first[key], other[key]) for key in first)
