@@ -133,7 +133,7 @@ def demo(networks: list[str], out: Path, rate: float, seed: int, device: str) ->
         run(
             RunConfig(
                 model=f"demo:{name}", data="demo", out=out / name, rate=rate, seed=seed, device=device, batch_size=128,
-                samples_per_class=20, eval_samples_per_class=100, random_seeds=2,
+                samples_per_class=20, eval_samples_per_class=80, random_seeds=2,
             ),
             progress.tracker(),
         )

@@ -55,7 +55,7 @@ def summary(results: Results) -> str:
     if least and tops:
         text += (
             f" Up to {percent(least.top_pr, 0)} can go while at least 95\u202f% of the unpruned accuracy stays; "
-            f"in random order {percent(statistics.median(tops), 0)} (median of {len(tops)})."
+            f"in random order {percent(statistics.median_low(tops), 0)} (median of {len(tops)})."
         )
     return text
 
@@ -80,7 +80,7 @@ def tiles(results: Results) -> list[Tile]:
         )
         shown.append(Tile("A_PR", f"{least.a_pr:.3f}", against))
         against = (
-            f"random order {percent(statistics.median(c.top_pr for c in chance), 0)}" if chance else "keeps 95\u202f%"
+            f"random order {percent(statistics.median_low(c.top_pr for c in chance), 0)}" if chance else "keeps 95\u202f%"
         )
         shown.append(Tile("Top-PR", percent(least.top_pr, 0), against))
     return shown
