@@ -109,7 +109,7 @@ def collect() -> dict[str, Any]:
     Returns
     -------
     dict
-        JSON-able: ``version``, ``python``, ``platform``, ``torch``, ``torch_cuda`` (CUDA version PyTorch was built with,
+        JSON-able: ``version``, ``python``, ``platform``, ``torch``, ``torch_cuda`` (the CUDA version of PyTorch,
         None for a CPU build), ``packages`` (version or None), ``cpu`` (threads, vector instructions PyTorch uses),
         ``devices`` (CUDA devices), ``libraries`` (for "CPU" and "CUDA" either "loaded" or why not), ``kernels``
         (for each operator, whether a compiled kernel is registered for "CPU" and "CUDA"), ``build`` (how the

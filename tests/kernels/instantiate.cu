@@ -1,0 +1,42 @@
+// All kernels as the launch code uses them, without the launch code: what ptxas says about them is what counts.
+#include "kernels/accumulate.cuh"
+#include "kernels/epsilon.cuh"
+#include "kernels/layer_norm.cuh"
+#include "kernels/mask.cuh"
+#include "kernels/select.cuh"
+
+namespace pxp::cuda {
+
+#define POSITIONS(T, V, R) \
+  template __global__ void epsilon_positions<T, V, R>(const T*, const T*, T*, Compute<T>*, const EpsilonShape);
+#define UNITS(T, V) \
+  template __global__ void epsilon_units<T, V>(const T*, const T*, T*, Compute<T>*, const EpsilonShape, int, int64_t);
+#define NORM(T, V, R)                                                                                             \
+  template __global__ void layer_norm_rows<T, V, R>(const T*, const T*, const Compute<T>*, const Compute<T>*, const T*, \
+                                                    T*, int64_t, int64_t, double);
+#define ALL(T)                                                                                         \
+  POSITIONS(T, 1, kWarp)                                                                               \
+  POSITIONS(T, 1, kThreads)                                                                            \
+  POSITIONS(T, kVector<T>, kWarp)                                                                      \
+  POSITIONS(T, kVector<T>, kThreads)                                                                   \
+  UNITS(T, 1)                                                                                          \
+  UNITS(T, kVector<T>)                                                                                 \
+  NORM(T, 1, kWarp)                                                                                    \
+  NORM(T, 1, kThreads)                                                                                 \
+  NORM(T, kVector<T>, kWarp)                                                                           \
+  NORM(T, kVector<T>, kThreads)                                                                        \
+  template __global__ void epsilon_groups<T>(const T*, const T*, T*, Compute<T>*, const EpsilonShape); \
+  template __global__ void radix_select<T>(const T*, bool*, int64_t, int64_t, bool);
+
+ALL(double)
+ALL(float)
+ALL(__half)
+ALL(__nv_bfloat16)
+
+#define COMPUTE(C)                                                                             \
+  template __global__ void epsilon_combine<C>(const C*, C*, int64_t, int64_t, int64_t);        \
+  template __global__ void accumulate_units<C>(double*, const C*, int64_t, int64_t);
+COMPUTE(double)
+COMPUTE(float)
+
+}  // namespace pxp::cuda

@@ -1,0 +1,11 @@
+#include "kernels/mask.cuh"
+
+#include "harness.h"
+
+using namespace pxp::cuda;
+
+extern "C" int mask(const MaskEntry* entries, int64_t count, int64_t blocks) {
+  return harness::guarded(
+      [&] { simulator::launch(mask_slices, {unsigned(blocks), unsigned(count)}, kThreads, entries); });
+}
+extern "C" int64_t mask_entry_size() { return sizeof(MaskEntry); }

@@ -1,0 +1,72 @@
+"""Compiles a kernel header with the host compiler against the simulator, and calls it on tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+CSRC = HERE.parent.parent / "csrc"
+COMPILER = shutil.which("g++")
+ORDERS = ("forward", "reverse", "random", "skew")
+TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+GUARD = 64
+
+
+def build(stem: str, folder: Path, csrc: Path = CSRC, float_only: bool = False) -> ctypes.CDLL:
+    """The simulated kernels of `stem`, its header taken from `csrc`, as a library; sooner if only for float32."""
+    library = folder / f"{stem}.so"
+    command = [COMPILER, "-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    command += ["-I", str(HERE), "-I", str(csrc), str(HERE / f"{stem}.cpp"), "-o", str(library)]
+    command += ["-DFLOAT_ONLY"] if float_only else []
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = ctypes.CDLL(str(library))
+    loaded.last_error.restype = ctypes.c_char_p
+    return loaded
+
+
+class SimulationError(RuntimeError):
+    """What the simulator objected to: a deadlock, a divergent barrier ..."""
+
+
+def call(library: ctypes.CDLL, name: str, order: str, *arguments) -> None:
+    """Run the entry point `name` with threads in `order`; tensors pass as pointers, integers as 64 bits."""
+    library.set_order(ORDERS.index(order), 1234)
+    converted = [
+        None
+        if a is None
+        else ctypes.c_void_p(a.data_ptr())
+        if isinstance(a, torch.Tensor)
+        else ctypes.c_double(a)
+        if isinstance(a, float)
+        else ctypes.c_int64(a)
+        if isinstance(a, int)
+        else a
+        for a in arguments
+    ]
+    if getattr(library, name)(*converted):
+        raise SimulationError(library.last_error().decode())
+
+
+class Guarded:
+    """A tensor with NaN before and behind it: what is read there spoils the result, what is written there is seen."""
+
+    def __init__(self, values: torch.Tensor):
+        flat = torch.full((values.numel() + 2 * GUARD,), torch.nan, dtype=values.dtype)
+        self.flat = flat
+        self.tensor = flat[GUARD : GUARD + values.numel()].view(values.shape)
+        self.tensor.copy_(values)
+
+    def check(self) -> torch.Tensor:
+        assert self.flat[:GUARD].isnan().all() and self.flat[-GUARD:].isnan().all(), "written outside the tensor"
+        return self.tensor
+
+
+def empty(shape, dtype) -> Guarded:
+    """Room for a result, NaN until it is written."""
+    return Guarded(torch.full(shape, torch.nan, dtype=dtype))
