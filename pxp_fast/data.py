@@ -11,6 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -47,6 +48,7 @@ class Images(Dataset):
     class_names: dict[int, str]
     preprocess: Preprocess
     spares: dict[int, list[Sample]] = field(default_factory=dict)
+    on_disk: ClassVar[bool] = True
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -80,6 +82,7 @@ class DemoImages(Images):
     """The embedded images: `Sample.path` is the position in `pixels`, uint8 [n, 1, 28, 28]."""
 
     pixels: Tensor | None = None
+    on_disk: ClassVar[bool] = False
 
     def _pixels(self, path: Path) -> Tensor:
         return self.pixels[int(str(path))]

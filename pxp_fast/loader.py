@@ -43,7 +43,7 @@ class Loader:
         if batch_size < 1:
             raise DataError(f"batch size is {batch_size}; it must be at least 1")
         if workers is None:
-            workers = min(8, os.cpu_count() or 1) if len(dataset) >= _WORKERS_FROM else 0
+            workers = min(8, os.cpu_count() or 1) if dataset.on_disk and len(dataset) >= _WORKERS_FROM else 0
         self.dataset = dataset
         self.batch_size = batch_size
         self.workers = workers

@@ -28,6 +28,7 @@ from .models import LoadedModel, load
 from .plan import Plan
 from .plan import plan as make_plan
 from .progress import Track, silent
+from .report.words import percent
 from .results import ClassRecord, CurveRecord, DataRecord, Hits, LayerRecord, ModelRecord, Results, SkippedRecord
 from .scores import Scores, score
 from .selection import describe, scoring_and_judging
@@ -278,7 +279,7 @@ def _notes(loaded: LoadedModel, shared: int, fallbacks: list[str], before: Evalu
     if before.total < 200:
         low, high = Hits(correct=before.correct, total=before.total).interval
         yield (
-            f"Only {before.total} images judge: the unpruned accuracy is known to lie between {low:.0%} and {high:.0%} "
-            "(95 % confidence), and differences within that range mean little."
+            f"Only {before.total} images judge: the unpruned accuracy is known to lie between {percent(low)} and "
+            f"{percent(high)} (95\u202f% confidence), and differences within that range mean little."
         )
     yield from fallbacks

@@ -230,6 +230,16 @@ def test_every_command_explains_itself():
         assert "Example" in outcome.output
 
 
+def test_info_names_versions_and_operators():
+    import torch
+
+    outcome = invoke("info")
+    assert outcome.exit_code == 0, outcome.output
+    assert torch.__version__ in outcome.output
+    for operator in ("epsilon", "layer_norm", "accumulate_", "mask_", "select"):
+        assert operator in outcome.output
+
+
 def test_the_demo_needs_nothing_but_the_package(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outcome = invoke("demo", "vgg", "--out", "demo")

@@ -30,7 +30,9 @@ def curve(results: Results, salt: int) -> Markup:
     if chance:
         rates = [100 * rate for rate in chance[0].rates]
         columns = list(zip(*(found.accuracies for found in chance), strict=True))
-        label = f"random order, {len(chance)} seeds (range and mean)" if len(chance) > 1 else "random order"
+        label, line = f"random order, {len(chance)} seeds (range and mean)", None
+        if len(chance) == 1:
+            label, line = None, "random order"
         axes.fill_between(
             rates,
             [100 * min(c) for c in columns],
@@ -39,7 +41,7 @@ def curve(results: Results, salt: int) -> Markup:
             linewidth=0,
             label=label,
         )
-        axes.plot(rates, [100 * sum(c) / len(c) for c in columns], color=_MUTED, linewidth=1.2)
+        axes.plot(rates, [100 * sum(c) / len(c) for c in columns], color=_MUTED, linewidth=1.2, label=line)
     styles = (
         ("most", "most relevant first", _WARN, 1.4, (0, (4, 2))),
         ("least", "least relevant first", _ACCENT, 2.4, "-"),

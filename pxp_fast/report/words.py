@@ -80,7 +80,9 @@ def tiles(results: Results) -> list[Tile]:
         )
         shown.append(Tile("A_PR", f"{least.a_pr:.3f}", against))
         against = (
-            f"random order {percent(statistics.median_low(c.top_pr for c in chance), 0)}" if chance else "keeps 95\u202f%"
+            f"random order {percent(statistics.median_low(c.top_pr for c in chance), 0)}"
+            if chance
+            else "keeps 95\u202f%"
         )
         shown.append(Tile("Top-PR", percent(least.top_pr, 0), against))
     return shown

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from pxp_fast.heatmaps import HeatMaps
-from pxp_fast.report.pictures import data_uri, overlay, rows
+from pxp_fast.report.pictures import data_uri, legible, overlay, rows
 from report.examples import results
 
 
@@ -29,6 +29,22 @@ def test_small_pictures_are_exact_and_photographs_close():
     assert np.array_equal(decode(data_uri(pixels, lossless=True)), pixels)
     smooth = np.broadcast_to(np.linspace(0, 255, 200, dtype=np.uint8)[:, None, None], (200, 200, 3)).copy()
     assert np.abs(decode(data_uri(smooth, lossless=False)).astype(int) - smooth).max() < 12
+
+
+def test_maps_of_photographs_are_averaged_and_scaled_without_their_outlier():
+    relevance = torch.zeros(112, 112)
+    relevance[:56] = 1
+    relevance[56:, :56] = -0.5
+    relevance[111, 111] = 1000
+    shown = legible(relevance)
+    assert shown.shape == (112, 112)
+    np.testing.assert_allclose(shown[10:50, 10:50], 1, atol=1e-6)
+    np.testing.assert_allclose(shown[70:100, 10:40], -0.5, atol=1e-6)
+
+
+def test_small_maps_keep_every_pixel():
+    relevance = torch.tensor([[0.5, -0.5], [0.25, 0.0]])
+    np.testing.assert_allclose(legible(relevance), [[1, -1], [0.5, 0]], atol=0.02)
 
 
 def test_grey_images_become_rows_with_both_maps():
