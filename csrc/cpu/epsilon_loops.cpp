@@ -16,19 +16,47 @@ void apply(const T* __restrict carry, const T* __restrict output, T* __restrict 
   }
 }
 
-template <class T, class C>
-using Apply = void (*)(const T*, const T*, T*, C*, int64_t, C);
+// The same for n columns of several rows, whose relevance is added to the sums of the columns at once.
+template <class T, class C, Activation A>
+void apply_rows(const T* __restrict carry, const T* __restrict output, T* __restrict scaled, C* __restrict sums,
+                C* __restrict absolutes, int64_t rows, int64_t n, const EpsilonTask& task) {
+  const C eps = C(task.eps);
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t i = 0; i < n; ++i) {
+      const C z = widen(output[i]);
+      const C passed = widen(carry[i]) * ratio<A>(z);
+      const C relevance = passed * z;
+      scaled[i] = narrow<T>(passed * stabilizing_factor(z, eps));
+      sums[i] += relevance;
+      absolutes[i] += relevance < 0 ? -relevance : relevance;
+    }
+    carry += task.carry_strides.row;
+    output += task.output_strides.row;
+    scaled += task.scaled_strides.row;
+  }
+}
 
 template <class T, class C>
-Apply<T, C> apply_for(Activation activation) {
+struct Functions {
+  void (*apply)(const T*, const T*, T*, C*, int64_t, C);
+  void (*apply_rows)(const T*, const T*, T*, C*, C*, int64_t, int64_t, const EpsilonTask&);
+};
+
+template <class T, class C, Activation A>
+constexpr Functions<T, C> functions() {
+  return {apply<T, C, A>, apply_rows<T, C, A>};
+}
+
+template <class T, class C>
+Functions<T, C> functions_for(Activation activation) {
   switch (activation) {
-    case Activation::relu: return apply<T, C, Activation::relu>;
-    case Activation::relu6: return apply<T, C, Activation::relu6>;
-    case Activation::gelu: return apply<T, C, Activation::gelu>;
-    case Activation::gelu_tanh: return apply<T, C, Activation::gelu_tanh>;
-    case Activation::silu: return apply<T, C, Activation::silu>;
-    case Activation::hardswish: return apply<T, C, Activation::hardswish>;
-    default: return apply<T, C, Activation::identity>;
+    case Activation::relu: return functions<T, C, Activation::relu>();
+    case Activation::relu6: return functions<T, C, Activation::relu6>();
+    case Activation::gelu: return functions<T, C, Activation::gelu>();
+    case Activation::gelu_tanh: return functions<T, C, Activation::gelu_tanh>();
+    case Activation::silu: return functions<T, C, Activation::silu>();
+    case Activation::hardswish: return functions<T, C, Activation::hardswish>();
+    default: return functions<T, C, Activation::identity>();
   }
 }
 
@@ -36,21 +64,21 @@ template <class T, class C>
 struct Chunk {
   static constexpr bool kHalf = std::is_same_v<T, Half>;
   using Stored = std::conditional_t<kHalf, float, T>;
-  Apply<Stored, C> function;
+  Functions<Stored, C> functions;
   C eps;
   C relevance[kChunk + kPadding];
 
-  explicit Chunk(const EpsilonTask& task) : function(apply_for<Stored, C>(task.activation)), eps(C(task.eps)) {}
+  explicit Chunk(const EpsilonTask& task) : functions(functions_for<Stored, C>(task.activation)), eps(C(task.eps)) {}
 
   void operator()(const T* carry, const T* output, T* scaled, int64_t n) {
     if constexpr (kHalf) {
       float wide_carry[kChunk], wide_output[kChunk], wide_scaled[kChunk];
       widen_row(carry, wide_carry, n);
       widen_row(output, wide_output, n);
-      function(wide_carry, wide_output, wide_scaled, relevance, n, eps);
+      functions.apply(wide_carry, wide_output, wide_scaled, relevance, n, eps);
       narrow_row(wide_scaled, scaled, n);
     } else {
-      function(carry, output, scaled, relevance, n, eps);
+      functions.apply(carry, output, scaled, relevance, n, eps);
     }
   }
 };
@@ -179,6 +207,17 @@ void units(const EpsilonTask& task, int64_t begin, int64_t end) {
     C* sums = static_cast<C*>(task.partials) + block * 2 * task.units;
     C* absolutes = sums + task.units;
     memset(sums, 0, sizeof(C) * 2 * task.units);
+    if constexpr (!Chunk<T, C>::kHalf) {
+      if (task.group == 1) {
+        const Row<T> at(task, sample, first);
+        // Tiles of columns, so that their sums stay in the first-level cache while the rows pass.
+        for (int64_t i = 0; i < n; i += kChunk) {
+          chunk.functions.apply_rows(at.carry + i, at.output + i, at.scaled + i, sums + i, absolutes + i, last - first,
+                                     least(kChunk, n - i), task);
+        }
+        continue;
+      }
+    }
     for (int64_t row = first; row < last;) {
       const Row<T> at(task, sample, row);
       const int64_t count = least(together, last - row);
