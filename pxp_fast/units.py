@@ -220,16 +220,19 @@ def _heads(captured: Captured, node: fx.Node) -> Site | None:
 
 
 def _projection(captured: Captured, node: fx.Node) -> fx.Node | None:
-    """The linear layer that alone reads an attention's output."""
+    """The linear layer (or 1x1 convolution) that alone reads an attention's output, an activation perhaps between."""
     reader = node
     while True:
         users = list(reader.users)
         if len(users) != 1:
             return None
         reader = users[0]
-        if reader.target is LINEAR and reader.args[1] in captured.parameters:
-            return reader
-        if packet(reader) not in REARRANGING:
+        if reader.target is LINEAR or reader.target in CONVOLUTIONS:
+            weight = captured.constants.get(reader.args[1])
+            pointwise = weight is not None and all(size == 1 for size in weight.shape[2:])
+            ungrouped = reader.target is LINEAR or argument(reader, "groups") == 1
+            return reader if pointwise and ungrouped and reader.args[1] in captured.parameters else None
+        if packet(reader) not in REARRANGING and reader.target not in ACTIVATIONS:
             return None
 
 
@@ -255,10 +258,13 @@ def _columns_of_heads(captured: Captured, node: fx.Node, reader: fx.Node) -> tup
         return env[n]
 
     for step in path[:-1]:
+        if step.target in ACTIVATIONS:  # keeps a head's zeros where they are
+            env[step] = env[step.args[0]]
+            continue
         args, kwargs = fx.node.map_arg((step.args, step.kwargs), value)
         # The labels' strides are not those of the attention's output, which a view may rely on.
         env[step] = (ATEN.reshape.default if step.target in VIEWS else step.target)(*args, **kwargs)
-    columns = env[reader.args[0]].flatten(0, -2)
+    columns = env[reader.args[0]].movedim(-1 if reader.target is LINEAR else 1, -1).flatten(0, -2)
     if not bool((columns == columns[0]).all()):
         return None
     return tuple(tuple(torch.nonzero(columns[0] == head).flatten().tolist()) for head in range(shape[1]))

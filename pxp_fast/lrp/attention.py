@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from .. import ops
 from .rules import Affine, Operator, Run, Taped
@@ -12,10 +12,17 @@ from .rules import Affine, Operator, Run, Taped
 class MatrixProduct(Affine):
     """Uniform split of ``O = A V``: ``c' = c O / stab(2 O)``, then ``c_A = c' V^T`` and ``c_V = A^T c'`` (AttnLRP)."""
 
+    def forward(self, run: Run) -> tuple[object, object]:
+        if not self.receivers:  # read, but nothing below wants relevance
+            value, _ = Operator.forward(self, run)
+            return value, (value, None)
+        return super().forward(run)
+
     def backward(self, run: Run, carry: Tensor, saved) -> None:
         value, saved = saved
         halved = _split_evenly(run, carry, value, self.eps, self.reader)
-        Taped.backward(self, run, halved, saved)
+        if self.receivers:
+            Taped.backward(self, run, halved, saved)
 
 
 def _split_evenly(run: Run, carry: Tensor, value: Tensor, eps: float, reader) -> Tensor:
@@ -43,10 +50,15 @@ class Attention(Operator):
     stabilizer of the product of queries and keys is left out: it only matters where a logit is within eps of zero.
     """
 
+    def __init__(self, node: fx.Node, eps: float, receivers: list[fx.Node]) -> None:
+        super().__init__(node, eps)
+        self.receivers = receivers
+        self.plain = len(node.args) == 3 and set(node.kwargs) <= {"scale"}
+
     def forward(self, run: Run) -> tuple[object, object]:
         sources, rest = run.value(self.node.args[:3]), run.value((self.node.args[3:], self.node.kwargs))
-        if _recomputes(sources[1]) and len(self.node.args) == 3 and set(self.node.kwargs) <= {"scale"}:
-            out = self.node.target(*sources, **rest[1])
+        if not self.receivers or self.plain and _recomputes(sources[1]):
+            out = self.node.target(*sources, *rest[0], **rest[1])
             return out, (out, sources)
         with torch.enable_grad():
             leaves = [source.detach().requires_grad_() for source in sources]
@@ -56,6 +68,8 @@ class Attention(Operator):
     def backward(self, run: Run, carry: Tensor, saved) -> None:
         out, leaves = saved
         halved = _split_evenly(run, carry, out.detach(), self.eps, self.reader)
+        if not self.receivers:
+            return
         if out.requires_grad:
             query, key, value = torch.autograd.grad(out, leaves, halved)
         else:

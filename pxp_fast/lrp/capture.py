@@ -163,7 +163,7 @@ def _flatten(program: torch.export.ExportedProgram, name: str) -> Captured:
         if node.name in owners:
             parameters[node] = owners[node.name]
             held = program.state_dict.get(owners[node.name], program.constants.get(owners[node.name]))
-            constants[node] = held.detach()
+            constants[node] = held  # as it is: ATen's choice of a matrix product asks whether weights need gradients
         elif node.name in lifted:
             constants[node] = program.constants[lifted[node.name]]
         else:

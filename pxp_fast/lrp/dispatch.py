@@ -37,17 +37,19 @@ MATRIX_PRODUCTS = {"matmul", "bmm", "mm", "einsum"}
 # Linear in what carries relevance, or with the ordinary gradient as their rule (max pools, softmax, gates).
 ORDINARY = {
     "_softmax", "_unsafe_view", "adaptive_max_pool1d", "adaptive_max_pool2d", "amax", "cat", "chunk", "clone",
-    "constant_pad_nd", "contiguous", "div", "expand", "expand_as", "flatten", "flip", "gather", "grid_sampler",
+    "constant_pad_nd", "contiguous", "div", "expand", "flatten", "flip", "gather", "grid_sampler",
     "hardsigmoid", "im2col", "index", "index_select", "masked_fill", "max_pool1d", "max_pool2d", "max_pool3d",
     "movedim", "mul", "narrow", "neg", "pad", "permute", "pixel_shuffle", "pixel_unshuffle", "repeat",
     "repeat_interleave", "reshape", "roll", "select", "sigmoid", "slice", "softmax", "split", "split_with_sizes",
     "squeeze", "stack", "t", "tile", "to", "transpose", "unbind", "unflatten", "unfold", "unsafe_split", "unsqueeze",
     "upsample_bicubic2d", "upsample_bilinear2d", "upsample_nearest2d", "view", "where", "_to_copy",
 }  # fmt: skip
+# Only the shape or dtype of the second argument matters.
+SHAPED_LIKE = {"expand_as", "reshape_as", "type_as", "view_as"}
 # Statistics that normalise: held constant, as layer norm's deviation is.
 HELD = {"rsqrt", "sqrt", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm", "reciprocal"}
 # Only the first argument receives relevance: the rest are parameters, or a denominator, which is held constant.
-FIRST_ONLY = {"div", "layer_norm", "group_norm", "rms_norm", "batch_norm", "where"}
+FIRST_ONLY = {"div", "layer_norm", "group_norm", "rms_norm", "batch_norm"} | SHAPED_LIKE
 
 
 def packet(node: fx.Node) -> str:
@@ -62,9 +64,8 @@ def receivers(node: fx.Node) -> list[fx.Node]:
     values = value if isinstance(value, (tuple, list)) else (value,)
     if name in HELD or not any(isinstance(v, Tensor) and v.is_floating_point() for v in values):
         return []
-    if name in FIRST_ONLY and name != "where":
-        return [node.args[0]] if isinstance(node.args[0], fx.Node) else []
-    return [n for n in node.all_input_nodes if _is_float(n)]
+    inputs = node.all_input_nodes[:1] if name in FIRST_ONLY else node.all_input_nodes
+    return [n for n in inputs if _is_float(n)]
 
 
 def _is_float(node: fx.Node) -> bool:
@@ -91,17 +92,20 @@ def operator_for(node: fx.Node, program: Program) -> Operator:
     if node.target in ACTIVATIONS:
         return Activation(node, eps)
     if name == "scaled_dot_product_attention":
-        return Attention(node, eps)
+        return Attention(node, eps, reached)
     if name in ("layer_norm", "group_norm", "rms_norm"):
         norms = {"layer_norm": LayerNorm, "group_norm": GroupNorm, "rms_norm": RootMeanSquareNorm}
         return norms[name](node, eps)
     if name in AFFINE:
         return Affine(node, eps, reached)
     if name in MATRIX_PRODUCTS:
-        return (MatrixProduct if _products(node, program) > 1 else Affine)(node, eps, reached)
+        # None carries relevance where an attention is read below everything else that is.
+        return (Affine if _products(node, program) == 1 else MatrixProduct)(node, eps, reached)
     if name == "mul" and _products(node, program) > 1 or node.target in WEIGHTED:
         return ElementwiseProduct(node, eps, reached)
-    if name not in ORDINARY:
+    if name == "addcmul" and len(reached) == 1:  # scale and shift: affine in what carries relevance
+        return Affine(node, eps, reached)
+    if name not in ORDINARY | SHAPED_LIKE:
         program.fallbacks[str(node.target)] += 1
     return Taped(node, eps, reached)
 

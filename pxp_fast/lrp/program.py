@@ -105,7 +105,7 @@ class Program:
     def _place(self, node: fx.Node, value: Tensor) -> Tensor:
         if not isinstance(value, Tensor):
             return value
-        value = value.to(self.device, self.dtype if value.is_floating_point() else None)
+        value = value.detach().to(self.device, self.dtype if value.is_floating_point() else None)
         convolves = any(user.target in CONVOLUTIONS and user.args[1] is node for user in node.users)
         if self.channels_last and value.dim() == 4 and convolves:
             value = value.contiguous(memory_format=torch.channels_last)
