@@ -15,6 +15,7 @@ CASTS = {ATEN.to.dtype, ATEN.to.device, ATEN.to.dtype_layout, ATEN._to_copy.defa
 RESHAPES = VIEWS | {ATEN.flatten.using_ints, ATEN.unflatten.int}
 
 
+@torch.no_grad()
 def fold_batch_norm(captured: Captured) -> None:
     """Merge every batch norm that alone reads a convolution or linear layer into that layer's weight and bias.
 
