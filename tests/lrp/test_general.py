@@ -79,9 +79,11 @@ def test_family(create, name, options, size, kinds):
     images, labels = pictures(2, size, classes=10)
     model = randomise(model, pictures(6, size, seed=2)[0])
 
-    # With gradients on: under no_grad nn.MultiheadAttention takes another path, with another rounding.
-    difference = (capture(model, images).forward(images) - model(images)).abs().max().item()
-    assert difference == 0.0
+    # Kernels are chosen by whether gradients are wanted, and round differently: the model itself has two sets of logits.
+    captured, with_gradients = capture(model, images).forward(images), model(images)
+    with torch.no_grad():
+        without = model(images)
+    assert torch.equal(captured, with_gradients) or torch.equal(captured, without)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an operator without a rule may fall back here; what matters is that it says so

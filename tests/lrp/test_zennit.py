@@ -48,7 +48,7 @@ def test_scores_equal_zennit_in_float64(name):
 @pytest.mark.parametrize("name", COUNTS)
 def test_float32_rounds_no_worse_than_zennit_does(name):
     model = network(name)
-    count = 24 if name.startswith("resnet") else 8
+    count = 16 if name.startswith("resnet") else 6
     images, labels = pictures(count, SIZE, seed=7)
     relevance, zennit = Relevance(model, images), ZennitOracle(model)
     # Relevance that starts at the logit's value is spared a division by logits that happen to be near zero.
@@ -64,3 +64,20 @@ def test_relevance_of_the_input_equals_zennit(name):
     images, labels = pictures(2, SIZE)
     _, truth = ZennitOracle(model).run(images.double(), labels)
     assert relative_l1(attribute(model, images.double(), labels), truth) < 1e-9
+
+
+def test_scores_of_a_trained_resnet50_equal_zennit():
+    assets = pytest.importorskip("bench.assets", reason="the repository's bench folder is not on the path")
+    if assets.present("resnet50") is None:
+        pytest.skip("ImageNet weights are not in the cache; python -m bench.assets resnet50 fetches them")
+    model = assets.resnet50()
+    images, _ = pictures(2, 224)
+    labels = model(images).argmax(1)
+    theirs, _ = ZennitOracle(model).run(images, labels)
+    single = unit_sums(model, images, labels)
+    model.double()
+    truth, _ = ZennitOracle(model).run(images.double(), labels)
+    found = unit_sums(model, images.double(), labels)
+    assert sum(sums.shape[2] for sums in found.values()) == 26560
+    assert worst_layer(found, truth) < (1e-9,)
+    assert typical_error(single, truth, found) <= 1.2 * typical_error(theirs, truth, found)
