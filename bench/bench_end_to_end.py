@@ -46,8 +46,8 @@ def table(model: str, found: dict[str, dict]) -> str:
     lines = [f"{model:20s} {'cpu ms/image':>13s} {'ratio':>6s} {'wall ms/image':>14s} {'peak MB':>8s} undisturbed"]
     for name, entry in found.items():
         lines.append(
-            f"  {name:18s} {entry['cpu_ms']:13.1f} {entry['ratio']:6.2f} {entry['wall_ms']:14.1f} {entry['peak_mb']:8d} "
-            f"{entry['undisturbed']}/{entry['calls']}"
+            f"  {name:18s} {entry['cpu_ms']:13.1f} {entry['ratio']:6.2f} {entry['wall_ms']:14.1f} "
+            f"{entry['peak_mb']:8d} {entry['undisturbed']}/{entry['calls']}"
         )
     return "\n".join(lines)
 

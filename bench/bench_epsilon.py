@@ -1,7 +1,7 @@
 """How fast `epsilon` runs through memory, beside its reference and what torch.compile makes of the same expression.
 
-``pytest -s bench/bench_epsilon.py`` prints GB/s, which also stand in `extra_info` of ``--benchmark-json``. A pass reads two
-tensors and writes one; that is what GB/s counts.
+``pytest -s bench/bench_epsilon.py`` prints GB/s, which also stand in `extra_info` of ``--benchmark-json``. A pass reads
+two tensors and writes one; that is what GB/s counts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What scoring is compared with: torch's own forward and input gradient, zennit, LXT. Each runs in a process of its own.
+"""What scoring is compared with: torch's forward and input gradient, zennit, LXT. Each has a process of its own.
 
 zennit's and LXT's hooks and patches reach all of the process they are in, so `Peer` starts one per contender; the bench
 then lets them take turns. Every contender sees the same network, images and labels, and leaves per-unit relevance sums
@@ -67,7 +67,7 @@ def pxp_fast(model: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtyp
 
 
 def zennit(model: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype) -> Contender:
-    """zennit's epsilon rule with its canonizers, registered once, with unit sums read at every convolution and linear."""
+    """zennit's epsilon rule with its canonizers, registered once; unit sums read at every convolution and linear."""
     from zennit.composites import LayerMapComposite
     from zennit.layer import Sum
     from zennit.rules import Epsilon, Norm, Pass
@@ -90,7 +90,7 @@ def zennit(model: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype)
 
 
 def lxt(model: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype, epsilon: bool = False) -> Contender:
-    """LXT's efficient AttnLRP on torchvision's ViT; `epsilon` adds zennit's epsilon rule, as LXT patches it, to linears."""
+    """LXT's efficient AttnLRP on torchvision's ViT; `epsilon` adds zennit's rule, as LXT patches it, to linears."""
     patch_lxt()
     if epsilon:
         from lxt.efficient.zennit_patches import monkey_patch_zennit

@@ -1,4 +1,4 @@
-"""Times of calls on a machine that others use too: wall clock, own processor time, and how much of it was someone else's."""
+"""Times of calls on a machine that others use too: wall clock, own processor time, and how busy the others were."""
 
 from __future__ import annotations
 

@@ -31,10 +31,16 @@ PXP_FORMULA float float_of(uint32_t bits) {
   return x;
 }
 
-// exp(x) within 2 ulp for x in [-87, 88], clamped outside, NaN for NaN. Branch-free, so that a loop over it vectorises.
+// Written as functions that compilers know: from a choice by sign they would make two paths through all that follows.
+PXP_FORMULA float magnitude_of(float x) { return fabsf(x); }
+PXP_FORMULA double magnitude_of(double x) { return fabs(x); }
+
+// exp(x) within 2 ulp for |x| <= 87, the value at -87 or 87 beyond. Branch-free, so that a loop over it vectorises; the
+// magnitude is bounded as an integer, because a choice between floats would become two paths. NaN counts as beyond: all
+// callers multiply by z again, which brings it back.
 PXP_FORMULA float exponential(float x) {
-  x = x > 88.0f ? 88.0f : x;
-  x = x < -87.0f ? -87.0f : x;
+  const uint32_t sign = bits_of(x) & 0x80000000u, magnitude = bits_of(x) & 0x7fffffffu, limit = bits_of(87.0f);
+  x = float_of(sign | (magnitude < limit ? magnitude : limit));
   // Adding 1.5 * 2^23 rounds to an integer and leaves that integer in the low bits.
   const float shifted = x * 1.44269504f + 12582912.0f;
   const float n = shifted - 12582912.0f;
@@ -58,8 +64,8 @@ PXP_FORMULA double logistic(double x) { return 1.0 / (1.0 + exp(-x)); }
 // (half of 1 + erf loses all its digits for negative z). The tail is exp(-z^2 / 2) G(|z|), and G(|z|) / t a polynomial in
 // t = 4 / (4 + |z|), minimax for |z| <= 14.5.
 PXP_FORMULA float normal_cdf(float z) {
-  float magnitude = z < 0.0f ? -z : z;
-  magnitude = magnitude > 14.5f ? 14.5f : magnitude;
+  const float far = magnitude_of(z);
+  const float magnitude = far > 14.5f ? 14.5f : far;
   const float t = 4.0f / (4.0f + magnitude);
   float g = 0.016892396f;
   g = g * t + -0.06453712f;
@@ -110,7 +116,7 @@ PXP_FORMULA T ratio(T z) {
 // f(z) = |z| / (|z| + eps), with f(0) = 0 also for eps = 0.
 template <class T>
 PXP_FORMULA T stabilizing_factor(T z, T eps) {
-  const T magnitude = z < T(0) ? -z : z;
+  const T magnitude = magnitude_of(z);
   const T quotient = magnitude / (magnitude + eps);
   return magnitude == T(0) ? T(0) : quotient;
 }

@@ -88,9 +88,7 @@ class Scores:
         rows = {"sample": ops.SAMPLE_ABSOLUTE, "token": ops.TOKEN_ABSOLUTE}
         by_kind = {"filter": ops.SAMPLE_ABSOLUTE, "neuron": ops.TOKEN_ABSOLUTE, "head": ops.TOKEN_ABSOLUTE}
         parts = torch.split(self.totals, [group.count for group in self.units], dim=1)
-        chosen = [
-            part[rows.get(absolute, by_kind[group.kind])] for group, part in zip(self.units, parts, strict=True)
-        ]
+        chosen = [part[rows.get(absolute, by_kind[group.kind])] for group, part in zip(self.units, parts, strict=True)]
         return torch.cat(chosen) / self.samples
 
     def of(self, name: str, **options) -> Tensor:

@@ -55,7 +55,13 @@ def test_nothing_to_evaluate_is_an_error():
 def task():
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 12, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, 20), nn.ReLU(), nn.Linear(20, 4)
+        nn.Conv2d(3, 12, 3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(48, 20),
+        nn.ReLU(),
+        nn.Linear(20, 4),
     )
     images, _ = pictures(40, 8, classes=4)
     model = randomise(model, images).double()

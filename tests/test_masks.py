@@ -158,7 +158,12 @@ class Separate(nn.Module):
 class SeparateNetwork(nn.Module):
     def __init__(self, fused: bool) -> None:
         super().__init__()
-        self.patch, self.norm, self.attn, self.head = nn.Conv2d(3, 16, 4, 4), nn.LayerNorm(16), Separate(fused), nn.Linear(16, 10)
+        self.patch, self.norm, self.attn, self.head = (
+            nn.Conv2d(3, 16, 4, 4),
+            nn.LayerNorm(16),
+            Separate(fused),
+            nn.Linear(16, 10),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch(x).flatten(2).transpose(1, 2)

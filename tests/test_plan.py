@@ -18,7 +18,13 @@ def scores():
     """Scores of 8 filters and 12 neurons."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 12), nn.ReLU(), nn.Linear(12, 4)
+        nn.Conv2d(3, 8, 3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 12),
+        nn.ReLU(),
+        nn.Linear(12, 4),
     )
     images, labels = pictures(5, 8, classes=4)
     return pxp.score(randomise(model, images).double(), [(images.double(), labels)], model_name="tiny")

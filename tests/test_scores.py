@@ -85,7 +85,9 @@ def test_heads_and_token_neurons_aggregate_as_pxp_does():
     for block in range(2):
         torch.testing.assert_close(scores.of(f"blocks.{block}.attn"), heads[block], rtol=1e-8, atol=0)
         torch.testing.assert_close(scores.of(f"blocks.{block}.mlp.fc1"), neurons[block], rtol=1e-8, atol=0)
-        torch.testing.assert_close(scores.of(f"blocks.{block}.mlp.fc1", magnitude=False), signed[block], rtol=1e-8, atol=1e-15)
+        torch.testing.assert_close(
+            scores.of(f"blocks.{block}.mlp.fc1", magnitude=False), signed[block], rtol=1e-8, atol=1e-15
+        )
 
 
 def test_only_the_kinds_asked_for_are_scored_and_their_scores_do_not_change(cnn):
@@ -149,7 +151,9 @@ def test_a_damaged_file_is_refused_by_its_path(cnn, tmp_path, damage):
     if damage == "missing":
         path.unlink()
     else:
-        path.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "text": b"not a tensor file at all"}[damage])
+        path.write_bytes(
+            {"empty": b"", "cut": content[: len(content) // 2], "text": b"not a tensor file at all"}[damage]
+        )
     with pytest.raises(PxpError, match="scores.safetensors"):
         pxp.Scores.load(path)
 

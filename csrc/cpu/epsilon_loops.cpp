@@ -28,7 +28,7 @@ void apply_rows(const T* __restrict carry, const T* __restrict output, T* __rest
       const C relevance = passed * z;
       scaled[i] = narrow<T>(passed * stabilizing_factor(z, eps));
       sums[i] += relevance;
-      absolutes[i] += relevance < 0 ? -relevance : relevance;
+      absolutes[i] += magnitude_of(relevance);
     }
     carry += task.carry_strides.row;
     output += task.output_strides.row;
@@ -146,14 +146,14 @@ void add_columns(const C* __restrict relevance, C* __restrict sums, C* __restric
   for (int64_t i = 0; i < n; ++i) {
     const C value = relevance[i];
     sums[i] += value;
-    absolutes[i] += value < 0 ? -value : value;
+    absolutes[i] += magnitude_of(value);
   }
 }
 
 template <class C>
 void add_value(C value, C* sum, C* absolute) {
   *sum += value;
-  *absolute += value < 0 ? -value : value;
+  *absolute += magnitude_of(value);
 }
 
 template <class C>

@@ -150,10 +150,12 @@ static inline void sum_row(const C* values, int64_t n, C* sum, C* absolute) {
       add(part, bits);
     }
   }
-  for (int part = 0; i < n; i += width, ++part) {
+  for (int part = 0; part < parts; ++part) {  // of fixed length, so that `part` is a register and not an address
+    const int64_t left = n - i - part * width;
+    if (left <= 0) break;
     Mask bits, mask;
-    memcpy(&bits, values + i, sizeof bits);
-    memcpy(&mask, end_of_ones - (n - i < width ? n - i : width), sizeof mask);
+    memcpy(&bits, values + i + part * width, sizeof bits);
+    memcpy(&mask, end_of_ones - (left < width ? left : width), sizeof mask);
     add(part, bits & mask);
   }
   C lanes[128 / sizeof(C)];

@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   for (int64_t n = 0; n < samples; ++n, signed_sum += units, absolute_sum += units) {
     const double s = double(*signed_sum);
     signed_total += s;
-    sample_absolute += absolute(s);
+    sample_absolute += magnitude_of(s);
     token_absolute += double(*absolute_sum);
     // Two roundings, as everywhere else: contracted to one, the CPU would give other bits.
     squared = __dadd_rn(squared, __dmul_rn(s, s));

@@ -64,9 +64,4 @@ __device__ __forceinline__ void store(T* to, const Pack<T, V>& pack) {
   *reinterpret_cast<Pack<T, V>*>(to) = pack;
 }
 
-template <class C>
-__device__ __forceinline__ C absolute(C x) {
-  return x < C(0) ? -x : x;
-}
-
 }  // namespace pxp::cuda

@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
     for (int k = 0; k < V; ++k) {
       sum += relevance[k];
-      magnitude += absolute(relevance[k]);
+      magnitude += magnitude_of(relevance[k]);
     }
   }
   sum = row_sum<kRowThreads>(sum, scratch);
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
       for (int k = 0; k < V; ++k) {
         sum[k] += relevance[k];
-        magnitude[k] += absolute(relevance[k]);
+        magnitude[k] += magnitude_of(relevance[k]);
       }
     }
   }
@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     value = warp_sum(value);
     sum += value;
-    magnitude += absolute(value);
+    magnitude += magnitude_of(value);
   }
   if (threadIdx.x % kWarp == 0) {
     C* out = partials + block * 2 * shape.units + unit;

@@ -1,6 +1,6 @@
 """Relevance is conserved: the sum over every cut of a network without biases is the initial relevance.
 
-Biases, stabilizers and, in attention and gates, softmax and sigmoid absorb relevance; everything else hands on what it got.
+Biases, stabilizers and, in attention and gates, softmax and sigmoid absorb relevance; the rest hands on what it got.
 """
 
 import pytest
@@ -51,7 +51,9 @@ def test_every_cut_of_a_real_architecture_sums_to_one(name):
     model = getattr(torchvision.models, name)(num_classes=10)
     model = randomise(model, pictures(8, 64, seed=3)[0], zero_bias=True).double()
     images, labels = pictures(2, 64, classes=10)
-    images = images.double() * 1e6  # a network of ReLUs without biases only scales: this takes the stabilizer's share away
+    images = (
+        images.double() * 1e6
+    )  # a network of ReLUs without biases only scales: this takes the stabilizer's share away
     one = torch.ones(2).double()
     torch.testing.assert_close(total(attribute(model, images, labels)), one, rtol=0, atol=1e-6)
     sums = {layer: s[0].sum(1) for layer, s in unit_sums(model, images, labels).items()}
@@ -62,9 +64,7 @@ def test_every_cut_of_a_real_architecture_sums_to_one(name):
         for stage in (2, 3, 4):  # the first block of a stage: last convolution and shortcut together are a cut
             cut = sums[f"layer{stage}.0.conv2"] + sums[f"layer{stage}.0.downsample.0"]
             torch.testing.assert_close(cut, one, rtol=0, atol=1e-6)
-            torch.testing.assert_close(
-                sums[f"layer{stage}.0.conv1"], sums[f"layer{stage}.0.conv2"], rtol=0, atol=1e-6
-            )
+            torch.testing.assert_close(sums[f"layer{stage}.0.conv1"], sums[f"layer{stage}.0.conv2"], rtol=0, atol=1e-6)
         sums = {"conv1": sums["conv1"]}
     for layer, sum_of_layer in sums.items():
         torch.testing.assert_close(sum_of_layer, one, rtol=0, atol=1e-6, msg=layer)

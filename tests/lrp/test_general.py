@@ -67,7 +67,8 @@ TORCHVISION = {
 }
 CASES = [pytest.param(timm.create_model, name, *case, id=f"timm-{name}") for name, case in TIMM.items()]
 CASES += [
-    pytest.param(torchvision.models.get_model, name, *case, id=f"torchvision-{name}") for name, case in TORCHVISION.items()
+    pytest.param(torchvision.models.get_model, name, *case, id=f"torchvision-{name}")
+    for name, case in TORCHVISION.items()
 ]
 
 
@@ -79,14 +80,16 @@ def test_family(create, name, options, size, kinds):
     images, labels = pictures(2, size, classes=10)
     model = randomise(model, pictures(6, size, seed=2)[0])
 
-    # Kernels are chosen by whether gradients are wanted, and round differently: the model itself has two sets of logits.
+    # Kernels are chosen by whether gradients are wanted, and round differently: the model itself has two answers.
     captured, with_gradients = capture(model, images).forward(images), model(images)
     with torch.no_grad():
         without = model(images)
     assert torch.equal(captured, with_gradients) or torch.equal(captured, without)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an operator without a rule may fall back here; what matters is that it says so
+        warnings.simplefilter(
+            "ignore"
+        )  # an operator without a rule may fall back here; what matters is that it says so
         relevance = Relevance(model, images)
     sums = relevance.run(images, labels)
     assert torch.isfinite(sums).all()

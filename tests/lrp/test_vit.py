@@ -1,4 +1,4 @@
-"""Vision transformers: LXT's relevance, and PXP's definitions of a head's and a neuron's relevance, written out slowly."""
+"""Vision transformers: LXT's relevance, and PXP's definitions for heads and neurons, written out slowly."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def small():
 
 
 def test_neurons_equal_lxt(small, tmp_path):
-    """LXT has no stabilizer (LRP-0), so the rules are set alike; with one, the definition that agrees with LXT decides."""
+    """LXT has no stabilizer (LRP-0), so the rules are set alike; with one, the definition decides."""
     model, images, labels = small
     truth = lxt_relevance(CONFIG, model, images, labels, tmp_path)
     explicit = from_timm(model)
@@ -83,7 +83,12 @@ def test_a_pooled_vit_needs_every_token(small):
     class Pooled(nn.Module):
         def __init__(self, explicit):
             super().__init__()
-            self.patch, self.blocks, self.norm, self.head = explicit.patch, explicit.blocks, explicit.norm, explicit.head
+            self.patch, self.blocks, self.norm, self.head = (
+                explicit.patch,
+                explicit.blocks,
+                explicit.norm,
+                explicit.head,
+            )
 
         def forward(self, images):
             return self.head(self.norm(self.blocks(self.patch(images).flatten(2).transpose(1, 2)).mean(1)))

@@ -1,7 +1,7 @@
 """Layer-wise relevance propagation written from its definition, for small networks: float64, slow, in relevance form.
 
-The package carries relevance divided by activation and never looks at relevance itself. Here every tensor has its relevance,
-every rule says how the relevance of an output is shared among the inputs, and nothing is fused, cut off or folded.
+The package carries relevance divided by activation and never looks at relevance itself. Here every tensor has its
+relevance, every rule says how the relevance of an output is shared among the inputs, and nothing is fused, cut off or folded.
 The network is read with `torch.fx.symbolic_trace`, module by module, not with the package's own capture.
 
 Conventions (all-epsilon composite), with ``stab(z) = z + eps * sgn(z)`` and ``sgn(0) = +1``:
@@ -29,8 +29,8 @@ ATTENTION = F.scaled_dot_product_attention
 
 PASS = {
     nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.GELU, nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.Tanh,
-    F.relu, F.relu6, F.hardtanh, F.gelu, F.silu, F.hardswish, F.leaky_relu, F.elu, torch.relu, torch.tanh, "relu", "relu_", "tanh",
-    operator.neg, torch.neg,
+    F.relu, F.relu6, F.hardtanh, F.gelu, F.silu, F.hardswish, F.leaky_relu, F.elu, torch.relu,
+    torch.tanh, "relu", "relu_", "tanh", operator.neg, torch.neg,
 }  # fmt: skip
 GATE = {nn.Sigmoid, nn.Hardsigmoid, torch.sigmoid, F.sigmoid, F.hardsigmoid, "sigmoid"}
 SOFTMAX = {nn.Softmax, F.softmax, torch.softmax, "softmax"}
@@ -42,10 +42,10 @@ AVERAGE = {
 MAX_POOL = {nn.MaxPool2d, nn.AdaptiveMaxPool2d, F.max_pool2d, F.adaptive_max_pool2d, "amax"}
 STRUCTURE = {
     nn.Flatten, nn.Dropout, nn.Dropout2d, nn.Identity, nn.ZeroPad2d, nn.Unflatten, nn.PixelShuffle, nn.Upsample,
-    torch.flatten, torch.cat, torch.chunk, torch.split, torch.roll, torch.stack, torch.transpose, torch.permute, torch.narrow,
-    F.pad, F.dropout, F.pixel_shuffle, operator.getitem,
-    "flatten", "view", "reshape", "permute", "transpose", "chunk", "split", "unbind", "contiguous", "expand", "roll", "squeeze",
-    "unsqueeze", "flip", "clone", "narrow", "movedim", "unflatten",
+    torch.flatten, torch.cat, torch.chunk, torch.split, torch.roll, torch.stack, torch.transpose, torch.permute,
+    torch.narrow, F.pad, F.dropout, F.pixel_shuffle, operator.getitem,
+    "flatten", "view", "reshape", "permute", "transpose", "chunk", "split", "unbind", "contiguous", "expand", "roll",
+    "squeeze", "unsqueeze", "flip", "clone", "narrow", "movedim", "unflatten",
 }  # fmt: skip
 ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
 SUBTRACT = {operator.sub, torch.sub, "sub"}
@@ -96,7 +96,13 @@ def softmax_rule(x: Tensor, relevance: Tensor, dim: int) -> Tensor:
 
 
 def attention_rule(
-    q: Tensor, k: Tensor, v: Tensor, relevance: Tensor, epsilon: float, scale: float | None = None, bias: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    relevance: Tensor,
+    epsilon: float,
+    scale: float | None = None,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Relevance of q, k, v and of the softmax output [..., queries, keys]. The logits' split is not stabilised."""
     factor = q.shape[-1] ** -0.5 if scale is None else scale
@@ -143,7 +149,7 @@ def frozen_norm(module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
 
 @dataclass
 class Relevance:
-    """What `Definition` found: relevance by module name, of every softmax output, of the input, and what vanished where."""
+    """What `Definition` found: relevance by module, of every softmax output, of the input, and what vanished where."""
 
     logits: Tensor
     at: dict[str, Tensor] = field(default_factory=dict)
@@ -153,7 +159,7 @@ class Relevance:
 
 
 class Definition:
-    """Relevance of every tensor of `model`; `model` is in evaluation mode and traceable by torch.fx at module granularity."""
+    """Relevance of every tensor of `model`, which is in evaluation mode and can be traced by torch.fx."""
 
     def __init__(self, model: nn.Module, epsilon: float = 1e-6) -> None:
         self.graph = fx.symbolic_trace(copy.deepcopy(model))
@@ -261,7 +267,11 @@ class Definition:
             return [(source, x * pull_back(lambda t: call(t, *rest, **kwargs), [x], share(here, value[node]))[0])]
         if kind in SOFTMAX:
             x = value[source]
-            dim = self.modules[node.target].dim if node.op == "call_module" else kwargs.get("dim", rest[0] if rest else None)
+            dim = (
+                self.modules[node.target].dim
+                if node.op == "call_module"
+                else kwargs.get("dim", rest[0] if rest else None)
+            )
             return [(source, softmax_rule(x, here, dim))]
         if kind in MAX_POOL:
             return [(source, pull_back(lambda x: call(x, *rest, **kwargs), [value[source]], here)[0])]

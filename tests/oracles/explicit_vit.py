@@ -39,7 +39,9 @@ class Block(nn.Module):
 class ExplicitViT(nn.Module):
     """A ViT with a class token, as torchvision and timm build it."""
 
-    def __init__(self, *, width: int, heads: int, hidden: int, depth: int, patch: int, eps: float, classes: int) -> None:
+    def __init__(
+        self, *, width: int, heads: int, hidden: int, depth: int, patch: int, eps: float, classes: int
+    ) -> None:
         super().__init__()
         self.patch = nn.Conv2d(3, width, patch, patch)
         self.token = nn.Parameter(torch.zeros(1, 1, width))
@@ -59,7 +61,9 @@ class ExplicitViT(nn.Module):
         for mine, theirs in pairs:
             mine.load_state_dict(theirs.state_dict())
         for block, (weight, bias) in zip(self.blocks, qkv, strict=True):
-            for layer, w, b in zip((block.attn.q, block.attn.k, block.attn.v), weight.chunk(3), bias.chunk(3), strict=True):
+            for layer, w, b in zip(
+                (block.attn.q, block.attn.k, block.attn.v), weight.chunk(3), bias.chunk(3), strict=True
+            ):
                 layer.weight.data, layer.bias.data = w.clone(), b.clone()
 
 
@@ -72,7 +76,12 @@ def from_torchvision(model: nn.Module) -> ExplicitViT:
     ).to(model.class_token.dtype)  # fmt: skip
     pairs = [(explicit.patch, model.conv_proj), (explicit.norm, model.encoder.ln), (explicit.head, model.heads.head)]
     for mine, theirs in zip(explicit.blocks, layers, strict=True):
-        pairs += [(mine.norm1, theirs.ln_1), (mine.norm2, theirs.ln_2), (mine.fc1, theirs.mlp[0]), (mine.fc2, theirs.mlp[3])]
+        pairs += [
+            (mine.norm1, theirs.ln_1),
+            (mine.norm2, theirs.ln_2),
+            (mine.fc1, theirs.mlp[0]),
+            (mine.fc2, theirs.mlp[3]),
+        ]
         pairs += [(mine.attn.out, theirs.self_attention.out_proj)]
     qkv = [(b.self_attention.in_proj_weight, b.self_attention.in_proj_bias) for b in layers]
     explicit.fill(pairs, qkv, model.class_token.data, model.encoder.pos_embedding.data)
@@ -88,7 +97,12 @@ def from_timm(model: nn.Module) -> ExplicitViT:
     ).to(model.cls_token.dtype)  # fmt: skip
     pairs = [(explicit.patch, model.patch_embed.proj), (explicit.norm, model.norm), (explicit.head, model.head)]
     for mine, theirs in zip(explicit.blocks, model.blocks, strict=True):
-        pairs += [(mine.norm1, theirs.norm1), (mine.norm2, theirs.norm2), (mine.fc1, theirs.mlp.fc1), (mine.fc2, theirs.mlp.fc2)]
+        pairs += [
+            (mine.norm1, theirs.norm1),
+            (mine.norm2, theirs.norm2),
+            (mine.fc1, theirs.mlp.fc1),
+            (mine.fc2, theirs.mlp.fc2),
+        ]
         pairs += [(mine.attn.out, theirs.attn.proj)]
     qkv = [(b.attn.qkv.weight, b.attn.qkv.bias) for b in model.blocks]
     explicit.fill(pairs, qkv, model.cls_token.data, model.pos_embed.data)
