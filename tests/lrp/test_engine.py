@@ -16,17 +16,22 @@ from pxp_fast.errors import CaptureError, DataError, ModelError, PxpError
 from pxp_fast.lrp import Program, capture
 
 
+def explained(model, images):
+    """The model, images, and its own predictions: logits that are well away from zero."""
+    return model, images, model(images).argmax(1)
+
+
 def small_resnet():
     torch.manual_seed(0)
     model = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10)
-    return randomise(model, pictures(8, 32, seed=3)[0]), *pictures(5, 32, classes=10)
+    return explained(randomise(model, pictures(8, 32, seed=3)[0]), pictures(5, 32)[0])
 
 
 def small_vit():
     torch.manual_seed(0)
     config = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 4, "num_classes": 10}
-    images, labels = pictures(5, 32, classes=10)
-    return randomise(timm.models.vision_transformer.VisionTransformer(**config), images), images, labels
+    images, _ = pictures(5, 32)
+    return explained(randomise(timm.models.vision_transformer.VisionTransformer(**config), images), images)
 
 
 NETWORKS = [pytest.param(small_resnet, id="resnet"), pytest.param(small_vit, id="vit")]
@@ -153,7 +158,7 @@ def test_another_dtype_than_the_models():
     truth = Relevance(copy.deepcopy(model).double(), images.double()).run(images.double(), labels)
     found = Relevance(model, images, dtype=torch.float64).run(images, labels)
     assert found.dtype == torch.float64
-    assert relative_l1(found, truth) < 1e-6  # batch norm is folded before the weights are cast
+    assert relative_l1(found, truth) < 1e-5  # not 1e-12: folded weights are rounded to the model's own dtype first
 
 
 def test_an_operator_without_a_rule_is_named_once():

@@ -1,7 +1,7 @@
 """Every operator with a rule, in small random networks, against relevance propagation written from its definition.
 
-Each network puts the operator between a first convolution and a classifier. The relevance of every input pixel and of
-every unit must be the definition's in float64, so the operator's own rule, and whatever the engine merges or skips, is right.
+Each network puts the operator between a first convolution and a classifier. The relevance of every input pixel and
+unit must be the definition's in float64, so the operator's own rule, and whatever the engine merges or skips, is right.
 """
 
 import pytest

@@ -1,8 +1,8 @@
 """Layer-wise relevance propagation written from its definition, for small networks: float64, slow, in relevance form.
 
 The package carries relevance divided by activation and never looks at relevance itself. Here every tensor has its
-relevance, every rule says how the relevance of an output is shared among the inputs, and nothing is fused, cut off or folded.
-The network is read with `torch.fx.symbolic_trace`, module by module, not with the package's own capture.
+relevance, every rule says how the relevance of an output is shared among the inputs, and nothing is fused, cut off or
+folded. The network is read with `torch.fx.symbolic_trace`, module by module, not with the package's own capture.
 
 Conventions (all-epsilon composite), with ``stab(z) = z + eps * sgn(z)`` and ``sgn(0) = +1``:
 

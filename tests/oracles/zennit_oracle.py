@@ -1,7 +1,7 @@
 """zennit 0.5.1 as a truth for torchvision's VGG and ResNet: relevance sums of every convolution and linear layer.
 
-zennit's merged batch norm keeps ``running_var = 1`` and ``eps = 1e-5``, a factor 1/sqrt(1 + 1e-5) that no true fold has,
-so batch norm is folded here before zennit sees the model.
+zennit's merged batch norm keeps ``running_var = 1`` and ``eps = 1e-5``, a factor 1/sqrt(1 + 1e-5) that no true fold
+has, so batch norm is folded here before zennit sees the model.
 """
 
 from __future__ import annotations
