@@ -91,3 +91,40 @@ def test_the_first_unit_may_lie_beside_others_that_are_not_below_it():
     assert sums.keys() == {"a", "b", "c"}
     for name, found in sums.items():
         assert relative_l1(found[0], truth.at[name].sum((2, 3))) < 1e-9
+
+
+def test_a_layer_that_is_used_twice_is_one_group_and_its_uses_add_up():
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.again, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3, padding=1), nn.Linear(6, 5)
+            self.relu = nn.ReLU()
+
+        def forward(self, x):
+            x = self.relu(self.again(self.relu(self.again(self.relu(self.stem(x))))))
+            return self.head(x.mean((2, 3)))
+
+    class Unrolled(Recurrent):
+        def __init__(self, shared: Recurrent) -> None:
+            super().__init__()
+            self.stem, self.first, self.second, self.head = (
+                shared.stem,
+                shared.again,
+                nn.Conv2d(6, 6, 3, padding=1),
+                shared.head,
+            )
+            self.second.load_state_dict(shared.again.state_dict())
+            del self.again
+
+        def forward(self, x):
+            x = self.relu(self.second(self.relu(self.first(self.relu(self.stem(x))))))
+            return self.head(x.mean((2, 3)))
+
+    torch.manual_seed(0)
+    images, labels = pictures(3, 9, classes=5)
+    model = randomise(Recurrent(), images).double()
+    truth = Definition(Unrolled(model).double())(images.double(), labels).at
+    sums = unit_sums(model, images.double(), labels)
+    assert sums.keys() == {"stem", "again"}
+    assert relative_l1(sums["again"][0], (truth["first"] + truth["second"]).sum((2, 3))) < 1e-9
+    assert relative_l1(sums["stem"][0], truth["stem"].sum((2, 3))) < 1e-9

@@ -101,3 +101,39 @@ def test_a_pooled_vit_needs_every_token(small):
         assert relative_l1(found[f"blocks.{block}.fc1"], truth[f"{block}.fc1"]) < 1e-9
         assert relative_l1(found[f"blocks.{block}.fc2"], truth[f"{block}.fc2"]) < 1e-9
         assert relative_l1(found[f"blocks.{block}.attn"], truth[f"{block}.heads"]) < 1e-9
+
+
+def test_attention_written_out_and_fused_score_alike(small):
+    """timm computes the same attention with one operator or with two products and a softmax.
+
+    The split of a query's product with a key is stabilised only where it is written out, hence the tolerance.
+    """
+    model, images, labels = small
+    fused = unit_sums(model, images, labels)
+    for block in model.blocks:
+        block.attn.fused_attn = False
+    written_out = unit_sums(model, images, labels)
+    assert fused.keys() == written_out.keys()
+    for name, sums in fused.items():
+        assert relative_l1(written_out[name], sums) < 1e-4, name
+
+
+def test_heads_of_windows_are_those_of_their_image():
+    """Swin attends within windows, which it lays out along the batch: a head's relevance is that of all its windows."""
+    torch.manual_seed(0)
+    images, labels = pictures(3, 32, classes=10)
+    model = torchvision.models.SwinTransformer([4, 4], 24, [4], [3], [4, 4], num_classes=10)
+    model = randomise(model, images).double()
+    relevance, at_softmax = Relevance(model, images.double()), []
+
+    def observe(node, value, carry):
+        if "softmax" in node.name:
+            at_softmax.append((value * carry).unflatten(0, (3, -1)))  # image, window, head, query, key
+
+    found = by_unit(relevance, relevance.run(images.double(), labels, observe=observe))
+    heads = [group.name for group in relevance.units if group.kind == "head"]
+    assert len(heads) == 4 and len(at_softmax) >= 3  # below the first of them nothing is propagated
+    for name, truth in zip(reversed(heads), at_softmax, strict=False):
+        per_query = truth.sum(-1)
+        expected = torch.stack((per_query.sum((1, 3)), per_query.abs().sum((1, 3))))
+        assert relative_l1(found[name], expected) < 1e-9, name
