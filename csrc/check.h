@@ -1,5 +1,5 @@
-// What every kernel of an operator checks before it touches memory, CPU and CUDA alike. The typed Python functions check
-// the same with longer messages; these guard direct calls of torch.ops.pxp_fast.
+// What every kernel of an operator checks before it touches memory, CPU and CUDA alike. The typed Python functions
+// check the same with longer messages; these guard direct calls of torch.ops.pxp_fast.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -25,20 +25,20 @@ inline bool is_supported(ScalarType type) {
 }
 
 inline void check_floating(const Tensor& tensor, const char* op, const char* name) {
-  STD_TORCH_CHECK(is_supported(tensor.scalar_type()), op, ": ", name,
-                  " must be float64, float32, bfloat16 or float16");
+  STD_TORCH_CHECK(is_supported(tensor.scalar_type()), op, ": ", name, " must be float64, float32, bfloat16 or float16");
 }
 
 inline void check_like(const Tensor& tensor, const Tensor& other, const char* op, const char* name) {
   STD_TORCH_CHECK(tensor.sizes().equals(other.sizes()), op, ": ", name, " has another shape than the first tensor");
-  STD_TORCH_CHECK(tensor.scalar_type() == other.scalar_type(), op, ": ", name, " has another dtype than the first tensor");
+  STD_TORCH_CHECK(tensor.scalar_type() == other.scalar_type(), op, ": ", name,
+                  " has another dtype than the first tensor");
   STD_TORCH_CHECK(tensor.device() == other.device(), op, ": ", name, " is on another device than the first tensor");
 }
 
 inline void check_accumulate(const Tensor& totals, const Tensor& sums) {
-  STD_TORCH_CHECK(totals.scalar_type() == ScalarType::Double && totals.dim() == 2 && totals.size(0) == 4 &&
-                      totals.is_contiguous(),
-                  "accumulate_: totals must be contiguous float64 [4, units]");
+  STD_TORCH_CHECK(
+      totals.scalar_type() == ScalarType::Double && totals.dim() == 2 && totals.size(0) == 4 && totals.is_contiguous(),
+      "accumulate_: totals must be contiguous float64 [4, units]");
   STD_TORCH_CHECK((sums.scalar_type() == ScalarType::Float || sums.scalar_type() == ScalarType::Double) &&
                       sums.dim() == 3 && sums.size(0) == 2 && sums.size(2) == totals.size(1),
                   "accumulate_: sums must be float32 or float64 [2, samples, units]");

@@ -62,8 +62,7 @@ inline bool find_layout(EpsilonTensors& t, int64_t unit_dim, int64_t channels, i
   layout.samples = t.output.size(0);
   layout.group = group;
   layout.units = channels / group;
-  const bool units_inside =
-      channels == 1 || (carry->channel == 1 && output->channel == 1 && scaled->channel == 1);
+  const bool units_inside = channels == 1 || (carry->channel == 1 && output->channel == 1 && scaled->channel == 1);
   const bool positions_inside =
       group == 1 && (positions == 1 || (carry->position == 1 && output->position == 1 && scaled->position == 1));
   // Where both hold, the longer rows are the better ones.

@@ -1,5 +1,5 @@
-// The scalar formulas, written once: the CPU loops vectorise them, the CUDA kernels and their host simulator run them per
-// thread. No library but <cmath> and <cstring> is included, so that any of the three can.
+// The scalar formulas, written once: the CPU loops vectorise them, the CUDA kernels and their host simulator run them
+// per thread. No library but <cmath> and <cstring> is included, so that any of the three can.
 #pragma once
 
 #include <cmath>
@@ -17,7 +17,7 @@ namespace pxp {
 
 enum class Activation : int { identity, relu, relu6, gelu, gelu_tanh, silu, hardswish };
 constexpr int kActivations = 7;
-constexpr const char* kActivationNames[kActivations] = {"identity", "relu", "relu6",    "gelu",
+constexpr const char* kActivationNames[kActivations] = {"identity",  "relu", "relu6",    "gelu",
                                                         "gelu_tanh", "silu", "hardswish"};
 
 PXP_FORMULA uint32_t bits_of(float x) {
@@ -61,8 +61,8 @@ PXP_FORMULA float logistic(float x) { return 1.0f / (1.0f + exponential(-x)); }
 PXP_FORMULA double logistic(double x) { return 1.0 / (1.0 + exp(-x)); }
 
 // The distribution function of the standard normal, Phi(z) = erfc(-z / sqrt 2) / 2, to a few ulp on both sides of zero
-// (half of 1 + erf loses all its digits for negative z). The tail is exp(-z^2 / 2) G(|z|), and G(|z|) / t a polynomial in
-// t = 4 / (4 + |z|), minimax for |z| <= 14.5.
+// (half of 1 + erf loses all its digits for negative z). The tail is exp(-z^2 / 2) G(|z|), and G(|z|) / t a polynomial
+// in t = 4 / (4 + |z|), minimax for |z| <= 14.5.
 PXP_FORMULA float normal_cdf(float z) {
   const float far = magnitude_of(z);
   const float magnitude = far > 14.5f ? 14.5f : far;

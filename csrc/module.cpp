@@ -1,4 +1,5 @@
-// pxp_fast._build: what the compiled libraries were built from, for `pxp-fast info`. It holds no tensor and no operator.
+// pxp_fast._build: what the compiled libraries were built from, for `pxp-fast info`. It holds no tensor and no
+// operator.
 #include <pybind11/pybind11.h>
 
 #include <algorithm>

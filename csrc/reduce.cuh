@@ -14,8 +14,8 @@ __device__ __forceinline__ C warp_sum(C value) {
   return value;
 }
 
-// The sum over a row's threads, in all of them: a warp, or a whole block of kThreads. `scratch` is shared, one entry per
-// warp, and may be used again at once.
+// The sum over a row's threads, in all of them: a warp, or a whole block of kThreads. `scratch` is shared, one entry
+// per warp, and may be used again at once.
 template <int kRowThreads, class C>
 __device__ __forceinline__ C row_sum(C value, double* scratch) {
   static_assert(kRowThreads == kWarp || kRowThreads == kThreads, "a row belongs to a warp or to a block");

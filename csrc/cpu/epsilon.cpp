@@ -47,7 +47,8 @@ std::tuple<Tensor, Tensor> epsilon(const Tensor& carry, const Tensor& output, do
   const size_t size = task.type == Type::float64 ? sizeof(double) : sizeof(float);
   const std::unique_ptr<char[]> partials(new char[size * 2 * layout.samples * task.blocks * layout.units]);
   task.partials = partials.get();
-  torch::stable::parallel_for(0, layout.samples * task.blocks, grain(std::min(task.block_rows, layout.rows) * layout.columns),
+  torch::stable::parallel_for(0, layout.samples * task.blocks,
+                              grain(std::min(task.block_rows, layout.rows) * layout.columns),
                               [&](int64_t begin, int64_t end) { run.epsilon_units(task, begin, end); });
   torch::stable::parallel_for(0, layout.samples, grain(task.blocks * 2 * layout.units),
                               [&](int64_t begin, int64_t end) { run.epsilon_combine(task, begin, end); });

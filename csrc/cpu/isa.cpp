@@ -1,5 +1,5 @@
-// Chooses among the loops that were compiled for different instruction sets. PXP_X86_LOOPS is set by the build where the
-// compiler made the AVX2 and AVX-512 ones.
+// Chooses among the loops that were compiled for different instruction sets. PXP_X86_LOOPS is set by the build where
+// the compiler made the AVX2 and AVX-512 ones.
 #include <cstdlib>
 #include <string_view>
 
@@ -8,8 +8,7 @@
 namespace pxp::cpu {
 namespace {
 
-#define PXP_LOOPS(isa) \
-  {#isa, isa::epsilon_positions, isa::epsilon_units, isa::epsilon_combine, isa::layer_norm}
+#define PXP_LOOPS(isa) {#isa, isa::epsilon_positions, isa::epsilon_units, isa::epsilon_combine, isa::layer_norm}
 
 Loops choose() {
 #ifdef PXP_X86_LOOPS

@@ -30,12 +30,12 @@ struct EpsilonTask {
 struct LayerNormTask {
   Type type;
   double eps;
-  const void* carry;     // [rows, columns], contiguous like the three that follow
+  const void* carry;  // [rows, columns], contiguous like the three that follow
   const void* output;
   const void* residual;  // or null
   void* result;
-  const void* rstd;      // [rows], float32, or float64 for float64
-  const void* weight;    // [columns] in the type of `rstd`, or null
+  const void* rstd;    // [rows], float32, or float64 for float64
+  const void* weight;  // [columns] in the type of `rstd`, or null
   int64_t rows, columns;
 };
 
@@ -53,12 +53,12 @@ struct Loops {
 // The loops for this processor. PXP_ISA=baseline|avx2|avx512 in the environment asks for fewer instructions.
 const Loops& loops();
 
-#define PXP_DECLARE_LOOPS(isa)                                       \
-  namespace isa {                                                    \
-  void epsilon_positions(const EpsilonTask&, int64_t, int64_t);      \
-  void epsilon_units(const EpsilonTask&, int64_t, int64_t);          \
-  void epsilon_combine(const EpsilonTask&, int64_t, int64_t);        \
-  void layer_norm(const LayerNormTask&, int64_t, int64_t);           \
+#define PXP_DECLARE_LOOPS(isa)                                  \
+  namespace isa {                                               \
+  void epsilon_positions(const EpsilonTask&, int64_t, int64_t); \
+  void epsilon_units(const EpsilonTask&, int64_t, int64_t);     \
+  void epsilon_combine(const EpsilonTask&, int64_t, int64_t);   \
+  void layer_norm(const LayerNormTask&, int64_t, int64_t);      \
   }
 PXP_DECLARE_LOOPS(baseline)
 PXP_DECLARE_LOOPS(avx2)

@@ -13,7 +13,8 @@
 
 namespace pxp::cpu {
 
-// As many elements as are worked on between two looks at what to do next: their relevance stays in the first-level cache.
+// As many elements as are worked on between two looks at what to do next: their relevance stays in the first-level
+// cache.
 constexpr int64_t kChunk = 1024;
 
 struct BFloat16 {
@@ -88,7 +89,8 @@ static inline void narrow_row(const float* from, T* to, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] = narrow<T>(from[i]);
 }
 
-// Rows that are summed may be read this many elements past their end, so that the rest of a row needs no loop of its own.
+// Rows that are summed may be read this many elements past their end, so that the rest of a row needs no loop of its
+// own.
 constexpr int64_t kPadding = 16;
 
 #if defined(__AVX512F__)
@@ -99,7 +101,7 @@ constexpr int kRegister = 32;
 constexpr int kRegister = 16;
 #endif
 
-// Adds the two halves of `bytes` bytes, again and again: the order is the same whatever the registers are.
+// Adds the two halves of `bytes` bytes, again and again.
 template <class C, int bytes>
 PXP_FORMULA C fold(const C* values) {
   if constexpr (bytes == sizeof(C)) {
@@ -117,8 +119,8 @@ PXP_FORMULA C fold(const C* values) {
   }
 }
 
-// The sum of n values, and of their absolute values where asked for. Lane i of 128 bytes of partial sums takes every value
-// whose index is i modulo the number of lanes, so every instruction set adds in one order.
+// The sum of n values, and of their absolute values where asked for. Lane i of 128 bytes of partial sums takes every
+// value whose index is i modulo the number of lanes, so every instruction set adds in one order.
 template <bool kAbsolute, class C>
 static inline void sum_row(const C* values, int64_t n, C* sum, C* absolute) {
   using Bits = std::conditional_t<sizeof(C) == 4, uint32_t, uint64_t>;
@@ -158,12 +160,18 @@ static inline void sum_row(const C* values, int64_t n, C* sum, C* absolute) {
     memcpy(&mask, end_of_ones - (left < width ? left : width), sizeof mask);
     add(part, bits & mask);
   }
-  C lanes[128 / sizeof(C)];
+  for (int half = parts / 2; half > 0; half /= 2) {
+    for (int part = 0; part < half; ++part) {
+      signed_lanes[part] += signed_lanes[part + half];
+      if constexpr (kAbsolute) absolute_lanes[part] += absolute_lanes[part + half];
+    }
+  }
+  C lanes[width];
   memcpy(lanes, signed_lanes, sizeof lanes);
-  *sum = fold<C, 128>(lanes);
+  *sum = fold<C, kRegister>(lanes);
   if constexpr (kAbsolute) {
     memcpy(lanes, absolute_lanes, sizeof lanes);
-    *absolute = fold<C, 128>(lanes);
+    *absolute = fold<C, kRegister>(lanes);
   }
 }
 

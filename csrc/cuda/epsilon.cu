@@ -27,8 +27,8 @@ void launch_positions(const Pointers<T>& at, const EpsilonShape& shape, cudaStre
     epsilon_positions<T, V, kThreads>
         <<<blocks_for(rows, 1), kThreads, 0, stream>>>(at.carry, at.output, at.scaled, at.sums, shape);
   } else {
-    epsilon_positions<T, V, kWarp><<<blocks_for(rows, kThreads / kWarp), kThreads, 0, stream>>>(
-        at.carry, at.output, at.scaled, at.sums, shape);
+    epsilon_positions<T, V, kWarp>
+        <<<blocks_for(rows, kThreads / kWarp), kThreads, 0, stream>>>(at.carry, at.output, at.scaled, at.sums, shape);
   }
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
@@ -46,10 +46,20 @@ void launch_units(const Pointers<T>& at, Compute<T>* partials, const EpsilonShap
 template <class T>
 void run(EpsilonTensors& t, Activation activation, double eps, cudaStream_t stream) {
   const EpsilonLayout& layout = t.layout;
-  EpsilonShape shape{layout.samples,          layout.rows,           layout.columns,         layout.units, layout.group, 1, 1,
-                     strides(layout.carry), strides(layout.output), strides(layout.scaled), activation,   eps};
-  const Pointers<T> at{static_cast<const T*>(t.carry.const_data_ptr()), static_cast<const T*>(t.output.const_data_ptr()),
-                       static_cast<T*>(t.scaled.mutable_data_ptr()),
+  EpsilonShape shape{layout.samples,
+                     layout.rows,
+                     layout.columns,
+                     layout.units,
+                     layout.group,
+                     1,
+                     1,
+                     strides(layout.carry),
+                     strides(layout.output),
+                     strides(layout.scaled),
+                     activation,
+                     eps};
+  const Pointers<T> at{static_cast<const T*>(t.carry.const_data_ptr()),
+                       static_cast<const T*>(t.output.const_data_ptr()), static_cast<T*>(t.scaled.mutable_data_ptr()),
                        static_cast<Compute<T>*>(t.sums.mutable_data_ptr())};
   const bool packs = aligned({at.carry, at.output, at.scaled},
                              {layout.columns, layout.carry.sample, layout.carry.row, layout.output.sample,
@@ -75,9 +85,8 @@ void run(EpsilonTensors& t, Activation activation, double eps, cudaStream_t stre
   } else {
     launch_units<T, 1>(at, partial_sums, shape, stream);
   }
-  epsilon_combine<Compute<T>>
-      <<<blocks_for(2 * shape.samples * shape.units, kThreads), kThreads, 0, stream>>>(partial_sums, at.sums, shape.samples,
-                                                                                       shape.units, shape.blocks);
+  epsilon_combine<Compute<T>><<<blocks_for(2 * shape.samples * shape.units, kThreads), kThreads, 0, stream>>>(
+      partial_sums, at.sums, shape.samples, shape.units, shape.blocks);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 

@@ -1,5 +1,5 @@
-// What every kernel starts from: element types, the precision each is computed in, and 16-byte packs. Kernel headers hold
-// device code on raw pointers and no torch; nvcc and the host simulator of tests/kernels read them unmodified.
+// What every kernel starts from: element types, the precision each is computed in, and 16-byte packs. Kernel headers
+// hold device code on raw pointers and no torch; nvcc and the host simulator of tests/kernels read them unmodified.
 #pragma once
 
 #ifdef __CUDACC__

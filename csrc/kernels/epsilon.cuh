@@ -2,8 +2,8 @@
 //
 //   epsilon_positions   rows are units:      a warp or a block walks along one row, which ends with its sums
 //   epsilon_units       columns are units:   a block takes a tile of columns through some rows, and leaves partial sums
-//   epsilon_groups      units are groups of columns (heads): a warp takes one through some rows, and leaves partial sums
-//   epsilon_combine     adds the partial sums of all blocks of rows, in their order
+//   epsilon_groups      units are groups of columns (heads): a warp takes one through some rows, and leaves partial
+//   sums epsilon_combine     adds the partial sums of all blocks of rows, in their order
 #pragma once
 
 #include "../reduce.cuh"

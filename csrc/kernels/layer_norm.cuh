@@ -16,8 +16,8 @@ __device__ __forceinline__ void scale(const T* carry, const T* output, const Com
   }
 }
 
-// grid: ceil(rows / (kThreads / kRowThreads)). All tensors contiguous [rows, columns]; V divides `columns`; `weight` and
-// `residual` may be null.
+// grid: ceil(rows / (kThreads / kRowThreads)). All tensors contiguous [rows, columns]; V divides `columns`; `weight`
+// and `residual` may be null.
 template <class T, int V, int kRowThreads>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     layer_norm_rows(const T* __restrict__ carry, const T* __restrict__ output, const Compute<T>* __restrict__ rstd,

@@ -7,7 +7,8 @@ namespace pxp::cuda {
 
 constexpr int kMaskDims = 4;
 
-// One parameter: `slices` of `elements` elements, `slice_stride` apart, each a strided array of up to kMaskDims dimensions.
+// One parameter: `slices` of `elements` elements, `slice_stride` apart, each a strided array of up to kMaskDims
+// dimensions.
 struct MaskEntry {
   void* data;
   const bool* keep;
@@ -33,8 +34,8 @@ __device__ __forceinline__ void zero_slice(const MaskEntry& entry, int64_t slice
   }
 }
 
-// grid: (any, parameters). The blocks of a column share the slices of its parameter. T is an unsigned integer as wide as an
-// element: zero has one bit pattern.
+// grid: (any, parameters). The blocks of a column share the slices of its parameter. T is an unsigned integer as wide
+// as an element: zero has one bit pattern.
 __global__ void __launch_bounds__(kThreads, kBlocks) mask_slices(const MaskEntry* entries) {
   const MaskEntry entry = entries[blockIdx.y];
   for (int64_t slice = blockIdx.x; slice < entry.slices; slice += gridDim.x) {

@@ -1,5 +1,5 @@
-// `select` on the GPU: radix selection by one block. Byte by byte from the top, the k-th smallest key is narrowed down by
-// counting; integer counts come out the same in any order.
+// `select` on the GPU: radix selection by one block. Byte by byte from the top, the k-th smallest key is narrowed down
+// by counting; integer counts come out the same in any order.
 #pragma once
 
 #include <type_traits>

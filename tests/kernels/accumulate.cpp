@@ -8,9 +8,11 @@ extern "C" int accumulate(int is_double, double* totals, const void* sums, int64
   return harness::guarded([&] {
     const dim3 grid{harness::blocks_for(units, kThreads)};
     if (is_double) {
-      simulator::launch(accumulate_units<double>, grid, kThreads, totals, static_cast<const double*>(sums), samples, units);
+      simulator::launch(accumulate_units<double>, grid, kThreads, totals, static_cast<const double*>(sums), samples,
+                        units);
     } else {
-      simulator::launch(accumulate_units<float>, grid, kThreads, totals, static_cast<const float*>(sums), samples, units);
+      simulator::launch(accumulate_units<float>, grid, kThreads, totals, static_cast<const float*>(sums), samples,
+                        units);
     }
   });
 }

@@ -6,7 +6,8 @@ using namespace pxp::cuda;
 using harness::blocks_for;
 
 struct EpsilonCase {
-  int64_t type, variant, vector, width;  // variant 0: positions, a warp a row; 1: positions, a block a row; 2: units; 3: groups
+  int64_t type, variant, vector,
+      width;  // variant 0: positions, a warp a row; 1: positions, a block a row; 2: units; 3: groups
   int64_t activation, samples, rows, columns, group, block_rows;
   int64_t carry_sample, carry_row, output_sample, output_row, scaled_sample, scaled_row;
 };
@@ -16,15 +17,16 @@ void run(const EpsilonCase& c, const EpsilonShape& shape, const T* carry, const 
          Compute<T>* partials) {
   const int64_t rows = shape.samples * shape.rows;
   if (c.variant == 0) {
-    simulator::launch(epsilon_positions<T, V, kWarp>, {blocks_for(rows, kThreads / kWarp)}, kThreads, carry, output, scaled,
-                      sums, shape);
+    simulator::launch(epsilon_positions<T, V, kWarp>, {blocks_for(rows, kThreads / kWarp)}, kThreads, carry, output,
+                      scaled, sums, shape);
   } else if (c.variant == 1) {
-    simulator::launch(epsilon_positions<T, V, kThreads>, {blocks_for(rows, 1)}, kThreads, carry, output, scaled, sums, shape);
+    simulator::launch(epsilon_positions<T, V, kThreads>, {blocks_for(rows, 1)}, kThreads, carry, output, scaled, sums,
+                      shape);
   } else {
     if (c.variant == 2) {
       const int64_t tiles = (shape.columns + c.width * V - 1) / (c.width * V);
-      simulator::launch(epsilon_units<T, V>, {unsigned(shape.samples * shape.blocks * tiles)}, kThreads, carry, output, scaled,
-                        partials, shape, int(c.width), tiles);
+      simulator::launch(epsilon_units<T, V>, {unsigned(shape.samples * shape.blocks * tiles)}, kThreads, carry, output,
+                        scaled, partials, shape, int(c.width), tiles);
     } else {
       simulator::launch(epsilon_groups<T>, {blocks_for(shape.samples * shape.blocks * shape.units, kThreads / kWarp)},
                         kThreads, carry, output, scaled, partials, shape);
@@ -34,8 +36,8 @@ void run(const EpsilonCase& c, const EpsilonShape& shape, const T* carry, const 
   }
 }
 
-extern "C" int epsilon(const EpsilonCase* c, double eps, const void* carry, const void* output, void* scaled, void* sums,
-                       void* partials) {
+extern "C" int epsilon(const EpsilonCase* c, double eps, const void* carry, const void* output, void* scaled,
+                       void* sums, void* partials) {
   const EpsilonShape shape{c->samples,
                            c->rows,
                            c->columns,

@@ -11,9 +11,9 @@ namespace pxp::cuda {
   template __global__ void epsilon_positions<T, V, R>(const T*, const T*, T*, Compute<T>*, const EpsilonShape);
 #define UNITS(T, V) \
   template __global__ void epsilon_units<T, V>(const T*, const T*, T*, Compute<T>*, const EpsilonShape, int, int64_t);
-#define NORM(T, V, R)                                                                                             \
-  template __global__ void layer_norm_rows<T, V, R>(const T*, const T*, const Compute<T>*, const Compute<T>*, const T*, \
-                                                    T*, int64_t, int64_t, double);
+#define NORM(T, V, R)                                                                                         \
+  template __global__ void layer_norm_rows<T, V, R>(const T*, const T*, const Compute<T>*, const Compute<T>*, \
+                                                    const T*, T*, int64_t, int64_t, double);
 #define ALL(T)                                                                                         \
   POSITIONS(T, 1, kWarp)                                                                               \
   POSITIONS(T, 1, kThreads)                                                                            \
@@ -33,8 +33,8 @@ ALL(float)
 ALL(__half)
 ALL(__nv_bfloat16)
 
-#define COMPUTE(C)                                                                             \
-  template __global__ void epsilon_combine<C>(const C*, C*, int64_t, int64_t, int64_t);        \
+#define COMPUTE(C)                                                                      \
+  template __global__ void epsilon_combine<C>(const C*, C*, int64_t, int64_t, int64_t); \
   template __global__ void accumulate_units<C>(double*, const C*, int64_t, int64_t);
 COMPUTE(double)
 COMPUTE(float)

@@ -8,7 +8,8 @@ extern "C" int select_scores(int type_code, const void* scores, bool* chosen, in
   return harness::guarded([&] {
     harness::for_type(type_code, [&](auto type) {
       using T = typename decltype(type)::type;
-      simulator::launch(radix_select<T>, {1}, kSelectThreads, static_cast<const T*>(scores), chosen, n, k, largest != 0);
+      simulator::launch(radix_select<T>, {1}, kSelectThreads, static_cast<const T*>(scores), chosen, n, k,
+                        largest != 0);
     });
   });
 }

@@ -1,10 +1,10 @@
-// Runs CUDA kernels on the host, unmodified: one block at a time, one fiber per thread. No CUDA toolkit is needed; what the
-// kernels use of CUDA is defined here.
+// Runs CUDA kernels on the host, unmodified: one block at a time, one fiber per thread. No CUDA toolkit is needed; what
+// the kernels use of CUDA is defined here.
 //
-// A fiber runs until it must wait (a barrier, a warp exchange) or ends; which one runs next is the `Order`. A kernel that
-// lacks a barrier gives another result in at least one order, because shared memory starts every block as NaN and nothing
-// but a barrier makes the writer run before the reader. Divergent barriers, lanes missing from an exchange and deadlocks
-// are errors.
+// A fiber runs until it must wait (a barrier, a warp exchange) or ends; which one runs next is the `Order`. A kernel
+// that lacks a barrier gives another result in at least one order, because shared memory starts every block as NaN and
+// nothing but a barrier makes the writer run before the reader. Divergent barriers, lanes missing from an exchange and
+// deadlocks are errors.
 #pragma once
 
 #include <dlfcn.h>
@@ -54,7 +54,8 @@ struct Fiber {
   int line = 0;
 };
 
-// What the 32 lanes of a warp pass to each other; two generations, as the fast lanes may already deposit the next values.
+// What the 32 lanes of a warp pass to each other; two generations, as the fast lanes may already deposit the next
+// values.
 struct Exchange {
   unsigned arrived = 0, generation = 0;
   int line = 0;
@@ -80,7 +81,8 @@ inline void yield() { swapcontext(&state.current->context, &state.scheduler); }
 
 [[noreturn]] inline void fail(const std::string& message) {
   const dim3 b = state.block_index, t = state.current->thread;
-  state.error = message + " [block " + std::to_string(b.x) + "," + std::to_string(b.y) + " thread " + std::to_string(t.x) + "]";
+  state.error =
+      message + " [block " + std::to_string(b.x) + "," + std::to_string(b.y) + " thread " + std::to_string(t.x) + "]";
   for (;;) yield();  // the launch gives the block up
 }
 

@@ -1,0 +1,55 @@
+"""`pxp_fast.info` tells what is there, and says what to do about what is not."""
+
+import json
+import os
+import subprocess
+import sys
+
+import torch
+
+from pxp_fast import info
+from pxp_fast.ops import _library
+
+OPERATORS = {"epsilon", "layer_norm", "accumulate_", "mask_", "select"}
+
+
+def test_facts():
+    found = info.collect()
+    assert json.loads(json.dumps(found)) == found
+    assert found["torch"] == torch.__version__ and found["torch_cuda"] == torch.version.cuda
+    assert set(found["kernels"]) == OPERATORS
+    for key, state in _library.native.items():
+        assert all(there[key] == (state == "loaded") for there in found["kernels"].values())
+    text = info.render(found)
+    assert all(name in text for name in OPERATORS) and torch.__version__ in text
+    for item in found["missing"]:
+        assert item["what"] in text and item["remedy"] in text
+
+
+def test_without_compiled_libraries():
+    script = "import json; from pxp_fast import info; f = info.collect(); print(json.dumps([f, info.render(f)]))"
+    environment = {**os.environ, "PXP_NATIVE": "0"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True)
+    found, text = json.loads(done.stdout)
+    assert not any(there[key] for there in found["kernels"].values() for key in ("CPU", "CUDA"))
+    assert any("CPU kernels" in item["what"] and "PXP_NATIVE" in item["remedy"] for item in found["missing"])
+    assert "the same results, slower" in text
+
+
+def test_a_library_that_does_not_load_is_named(monkeypatch, tmp_path, recwarn):
+    """A broken or foreign file leaves the package working, and says so once."""
+    monkeypatch.delenv("PXP_NATIVE", raising=False)
+    monkeypatch.setattr(_library, "PACKAGE", tmp_path)
+    monkeypatch.setattr(_library, "native", {})
+    (tmp_path / _library.LIBRARIES["CPU"]).write_bytes(b"not a library")
+    _library.load()
+    assert "does not load" in _library.native["CPU"]
+    assert "is not installed" in _library.native["CUDA"]
+    assert len(recwarn) == 1 and "Reinstall" in str(recwarn[0].message)
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    version = info._version
+    monkeypatch.setattr(info, "_version", lambda package: None if package == "timm" else version(package))
+    missing = {item["what"]: item for item in info.collect()["missing"]}
+    assert missing["timm"]["remedy"] == "pip install 'pxp_fast[models]'"
