@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from oracles.networks import pictures, randomise
+from timm.models.maxxvit import Attention2d
 from torch import Tensor, nn
 
 import pxp_fast as pxp
@@ -179,6 +180,31 @@ def test_separate_layers_for_q_k_and_v(fused):
     brute = copy.deepcopy(model)
     brute.attn.fused = False
     brute.attn.drop.register_forward_hook(zero(plan.groups[0].removed, 1))
+    check(model, images, plan, brute)
+
+
+class OnMaps(nn.Module):
+    """Attention between the positions of a feature map, with convolutions for q, k, v and the output."""
+
+    def __init__(self, head_first: bool) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 4, 4), nn.Linear(16, 10)
+        self.attn = Attention2d(16, dim_head=4, head_first=head_first)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head((x + self.attn(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("head_first", [True, False])
+def test_attention_on_maps(head_first):
+    torch.manual_seed(0)
+    model, images, labels = ready(OnMaps(head_first), 16)
+    plan = half_plan(model, images, labels, units=["head"])
+    assert [(g.name, g.count, len(g.removed)) for g in plan.groups] == [("attn", 4, 2)]
+    brute = copy.deepcopy(model)
+    brute.attn.fused_attn = False
+    brute.attn.attn_drop.register_forward_hook(zero(plan.groups[0].removed, 1))
     check(model, images, plan, brute)
 
 

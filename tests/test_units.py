@@ -136,3 +136,9 @@ def test_every_slice_names_a_parameter_of_the_right_size():
         for group in groups(model, size):
             for piece in group.slices:
                 assert state[piece.parameter].shape[piece.dim] == group.count * piece.block, group.name
+
+
+def test_a_convolution_that_yields_the_logits_is_a_classifier_and_no_unit():
+    found = groups(torchvision.models.squeezenet1_1(num_classes=10), 64)
+    assert "features.12.expand3x3" in {group.name for group in found}
+    assert "classifier.1" not in {group.name for group in found}

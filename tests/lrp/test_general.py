@@ -45,7 +45,7 @@ TIMM = {
     "cait_xxs24_224": ({"img_size": 64, "depth": 2}, 64, {"neuron", "head"}),
     "xcit_nano_12_p16_224": ({"img_size": 64, "depth": 2}, 64, {"filter", "neuron", "head"}),
     "test_maxvit": ({}, None, {"filter", "neuron", "head"}),
-    "test_coatnet": ({}, None, {"filter"}),  # attention between convolutions: heads are not units there
+    "test_coatnet": ({}, None, {"filter", "head"}),
     "mixer_s32_224": ({"img_size": 64}, 64, {"filter", "neuron"}),
     "poolformer_s12": ({}, 64, {"filter"}),
     "test_mambaout": ({}, 64, {"filter", "neuron"}),
