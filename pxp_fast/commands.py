@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,7 +23,7 @@ from .plan import Plan
 from .plan import plan as make_plan
 from .report.words import percent
 from .results import Hits, Results
-from .run import RunResult, autocast, check_writable, curve_record, plan_options, run, torch_device
+from .run import RunResult, autocast, check_writable, curve_record, engine_notes, plan_options, run, torch_device
 from .scores import Scores
 from .scores import score as measure
 from .selection import describe, judging, scoring
@@ -32,20 +34,21 @@ def score(config: RunConfig) -> str:
     check_writable(config.out)
     loaded, device = _prepare(config)
     images = scoring(config, loaded)
-    scores = measure(
-        loaded.model,
-        Loader(images, config.batch_size, config.workers),
-        composite=config.composite,
-        units=config.units or None,
-        device=device,
-        dtype=getattr(torch, config.dtype),
-        model_name=loaded.name,
-        data=describe(images, config),
-        progress=progress.tracker(),
-    )
+    with engine_notes() as notes:
+        scores = measure(
+            loaded.model,
+            Loader(images, config.batch_size, config.workers),
+            composite=config.composite,
+            units=config.units or None,
+            device=device,
+            dtype=getattr(torch, config.dtype),
+            model_name=loaded.name,
+            data=describe(images, config),
+            progress=progress.tracker(),
+        )
     path = config.out / "scores.safetensors"
     scores.save(path)
-    return f"{scores.samples} images scored{_skipped(images.skipped)}\n{path}"
+    return "\n".join([f"{scores.samples} images scored{_skipped(images.skipped)}", *notes, str(path)])
 
 
 def plan(scores: Path, config: RunConfig, out: Path | None) -> str:
@@ -129,22 +132,28 @@ def report(folders: list[Path], out: Path | None) -> str:
 
 def demo(networks: list[str], out: Path, rate: float, seed: int, device: str) -> tuple[list[RunResult], Path]:
     """Run the embedded networks; returns their results and the path of the page over all of them."""
-    results = [
-        run(
-            RunConfig(
-                model=f"demo:{name}", data="demo", out=out / name, rate=rate, seed=seed, device=device, batch_size=128,
-                samples_per_class=20, eval_samples_per_class=80, random_seeds=2,
-            ),
-            progress.tracker(),
-        )
-        for name in networks
-    ]  # fmt: skip
+    common = {"data": "demo", "rate": rate, "seed": seed, "device": device, "batch_size": 128, "random_seeds": 2}
+    common |= {"samples_per_class": 20, "eval_samples_per_class": 60}
+    track = progress.tracker()
+    with _one_thread():
+        results = [run(RunConfig(model=f"demo:{name}", out=out / name, **common), track) for name in networks]
     if len(results) == 1:
         return results, results[0].report
     page = out / "report.html"
     maps = [HeatMaps.load(r.report.with_name("heatmaps.safetensors"), r.results.heatmaps) for r in results]
     pages.save(pages.render([(r.results, m) for r, m in zip(results, maps, strict=True)]), page)
     return results, page
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Networks this small gain little from more threads, and on a busy machine lose much by waiting for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _prepare(config: RunConfig) -> tuple[LoadedModel, torch.device]:

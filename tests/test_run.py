@@ -128,6 +128,23 @@ def test_judging_by_the_images_that_scored_is_said_plainly(place):
     assert "24 of the 24 images that judge are also images that score" in (folder / "out" / "report.html").read_text()
 
 
+def test_operators_without_a_rule_are_named(place):
+    folder, module = place
+    with open(folder / f"{module}.py", "a") as source:
+        source.write(
+            "\n\ndef waving():\n"
+            "    class Wave(nn.Module):\n"
+            "        def forward(self, x):\n"
+            "            return torch.erfinv(x * 0.1)\n\n"
+            "    built = classifier()\n"
+            "    waved = nn.Sequential(built[0], Wave(), *list(built)[1:])\n"
+            "    waved.pxp_input = built.pxp_input\n"
+            "    return waved\n"
+        )
+    found = run(config(place, "waving", random_seeds=0, heatmaps=0)).results
+    assert any("No relevance rule" in note and "erfinv" in note for note in found.notes)
+
+
 def test_random_weights_are_said_plainly(place):
     options = {"checkpoint_kwargs": {"num_classes": 3}, "random_seeds": 0, "heatmaps": 0}
     found = run(config(place, model="timm:test_resnet", **options)).results
@@ -149,8 +166,8 @@ def test_damaged_images_are_named_in_results_and_report(place):
     ("network", "error", "words"),
     [
         ("poisoned", ModelError, "4.weight holds NaN"),
-        ("Branching", CaptureError, "."),
-        ("Overflowing", NumericalError, "first|second"),
+        ("Branching", CaptureError, "cannot be captured"),
+        ("Overflowing", NumericalError, "relevance of second is not finite"),
         ("nothing", ModelError, "has no 'nothing'"),
     ],
 )
