@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from . import memory
 from . import options as o
 from .errors import PxpError
 
@@ -208,6 +209,7 @@ def demo(
 
 def main() -> None:
     """Entry point of the console script."""
+    memory.retain()
     signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's stop leaves as little behind as Ctrl-C
     try:
         app(prog_name="pxp-fast")
