@@ -136,16 +136,21 @@ class CMakeBuild(build_ext):
             configure += ["-G", "Ninja"]
         subprocess.run([*configure, *cuda_options()], check=True)
         subprocess.run(["cmake", "--build", str(build), "--parallel", str(jobs())], check=True)
+        for stale in package.glob("libpxp_fast_*.so"):  # from a build with other options
+            stale.unlink()
         subprocess.run(["cmake", "--install", str(build), "--prefix", str(package), "--strip"], check=True)
 
     def copy_extensions_to_source(self) -> None:
         """In-place and editable builds: setuptools copies the extension module, but knows nothing of the libraries."""
         super().copy_extensions_to_source()
-        built = Path(self.build_lib).resolve() / "pxp_fast"
-        for library in built.glob("libpxp_fast_*.so"):
+        built = {path.name: path for path in (Path(self.build_lib).resolve() / "pxp_fast").glob("libpxp_fast_*.so")}
+        for stale in (ROOT / "pxp_fast").glob("libpxp_fast_*.so"):
+            if stale.name not in built:
+                stale.unlink()
+        for name, library in built.items():
             # By renaming: a running program keeps the old file, which overwriting would pull from under it.
-            shutil.copy2(library, ROOT / "pxp_fast" / f".{library.name}.new")
-            os.replace(ROOT / "pxp_fast" / f".{library.name}.new", ROOT / "pxp_fast" / library.name)
+            shutil.copy2(library, ROOT / "pxp_fast" / f".{name}.new")
+            os.replace(ROOT / "pxp_fast" / f".{name}.new", ROOT / "pxp_fast" / name)
 
 
 native = os.environ.get("PXP_NATIVE", "1") != "0"

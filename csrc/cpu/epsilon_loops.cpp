@@ -16,6 +16,9 @@ void apply(const T* __restrict carry, const T* __restrict output, T* __restrict 
   }
 }
 
+// As many columns as their sums stay in the first-level cache while rows pass by; rows are better read in long pieces.
+constexpr int64_t kTile = 4096;
+
 // The same for n columns of several rows, whose relevance is added to the sums of the columns at once.
 template <class T, class C, Activation A>
 void apply_rows(const T* __restrict carry, const T* __restrict output, T* __restrict scaled, C* __restrict sums,
@@ -210,10 +213,9 @@ void units(const EpsilonTask& task, int64_t begin, int64_t end) {
     if constexpr (!Chunk<T, C>::kHalf) {
       if (task.group == 1) {
         const Row<T> at(task, sample, first);
-        // Tiles of columns, so that their sums stay in the first-level cache while the rows pass.
-        for (int64_t i = 0; i < n; i += kChunk) {
+        for (int64_t i = 0; i < n; i += kTile) {
           chunk.functions.apply_rows(at.carry + i, at.output + i, at.scaled + i, sums + i, absolutes + i, last - first,
-                                     least(kChunk, n - i), task);
+                                     least(kTile, n - i), task);
         }
         continue;
       }

@@ -103,6 +103,7 @@ SHAPES = [
     pytest.param((2, 5, 12), -1, 1, id="tokens"),
     pytest.param((2, 300, 3), -1, 1, id="more-rows-than-a-block"),
     pytest.param((1, 2, 1500), -1, 1, id="more-channels-than-a-chunk"),
+    pytest.param((1, 3, 4100), -1, 1, id="more-channels-than-a-tile"),
     pytest.param((2, 3, 4, 6), -1, 1, id="windows-of-tokens"),
     pytest.param((2, 5, 12), -1, 4, id="heads"),
     pytest.param((1, 3, 1400), -1, 700, id="heads-and-pieces"),
