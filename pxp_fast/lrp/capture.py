@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
+import logging
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -127,8 +129,7 @@ def capture(model: nn.Module, example: Tensor) -> Captured:
 def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=2)
     try:
-        with evaluating(model), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with evaluating(model), torch.no_grad(), _quiet():
             return torch.export.export(model, (example,), dynamic_shapes=({0: batch},), strict=False)
     except Exception as error:  # torch.export raises whatever the model's own code raises
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -137,6 +138,20 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
             f"[N, {', '.join(map(str, example.shape[1:]))}]: {reason[0]}. Check that the model runs on such inputs, "
             "and move control flow that depends on tensor values out of forward()"
         ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what torch.export prints of a model that it cannot trace to itself: the error says it."""
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 @contextlib.contextmanager
