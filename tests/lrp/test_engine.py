@@ -34,6 +34,14 @@ def small_vit():
     return explained(randomise(timm.models.vision_transformer.VisionTransformer(**config), images), images)
 
 
+def vit_of_65_tokens():
+    """Long enough for attention's other way back in bfloat16 on a CPU."""
+    torch.manual_seed(0)
+    config = {"img_size": 64, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 4, "num_classes": 10}
+    images, _ = pictures(5, 64)
+    return explained(randomise(timm.models.vision_transformer.VisionTransformer(**config), images), images)
+
+
 NETWORKS = [pytest.param(small_resnet, id="resnet"), pytest.param(small_vit, id="vit")]
 
 
@@ -142,7 +150,7 @@ def test_a_class_token_is_all_that_the_last_block_computes_and_nothing_changes()
         assert relative_l1(whole[f"vit.{name}"], sums) < 1e-4, name
 
 
-@pytest.mark.parametrize("build", NETWORKS)
+@pytest.mark.parametrize("build", [*NETWORKS, pytest.param(vit_of_65_tokens, id="vit-65")])
 def test_bfloat16_ranks_units_as_float32_does(build):
     model, images, labels = build()
     full = Relevance(model, images).run(images, labels)
