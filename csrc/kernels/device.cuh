@@ -61,7 +61,15 @@ __device__ __forceinline__ Pack<T, V> load(const T* from) {
 }
 template <class T, int V>
 __device__ __forceinline__ void store(T* to, const Pack<T, V>& pack) {
-  *reinterpret_cast<Pack<T, V>*>(to) = pack;
+  if constexpr (sizeof(pack) == 16) {
+    // Said in so many words: where the address is stepped along, the compiler forgets its alignment and stores in
+    // pieces.
+    uint4 whole;
+    memcpy(&whole, &pack, sizeof whole);
+    __stwb(reinterpret_cast<uint4*>(to), whole);
+  } else {
+    *reinterpret_cast<Pack<T, V>*>(to) = pack;
+  }
 }
 
 }  // namespace pxp::cuda

@@ -257,6 +257,14 @@ T atomicAdd(T* at, T value) {
   *at += value;
   return before;
 }
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+inline void __stwb(uint4* at, uint4 value) {
+  if (reinterpret_cast<uintptr_t>(at) % 16)
+    simulator::fail("a store of 16 bytes to an address that is no multiple of 16");
+  std::memcpy(at, &value, sizeof value);
+}
 inline double __dadd_rn(double a, double b) { return a + b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
 
