@@ -28,8 +28,7 @@ class MatrixProduct(Affine):
 def _split_evenly(run: Run, carry: Tensor, value: Tensor, eps: float, reader) -> Tensor:
     """``c O / stab(2 O)`` of an attention output ``[..., heads, queries, d]``, and its heads' relevance on the way.
 
-    The relevance that reaches the softmax of a head and query, summed over keys, is ``c' . O`` there: half of the row
-    dot ``c . O``.
+    The relevance that reaches the softmax of a head and query, summed over keys, is the row dot ``c' . O``.
     """
     if reader is None:
         return ops.epsilon(carry, value, eps=eps / 2)[0] / 2
@@ -38,7 +37,9 @@ def _split_evenly(run: Run, carry: Tensor, value: Tensor, eps: float, reader) ->
     def heads(tensor: Tensor) -> Tensor:
         return tensor.reshape(-1, reader.count, *shape[-2:]).transpose(1, 2).flatten(2)
 
-    scaled, sums = ops.epsilon(heads(carry), heads(value), eps=eps / 2, unit_dim=-1, group=shape[-1])
+    value = heads(value)
+    scaled, _ = ops.epsilon(heads(carry), value, eps=eps / 2, unit_dim=-1)
+    _, sums = ops.epsilon(scaled, value, eps=0, unit_dim=-1, group=shape[-1])
     run.read(reader, sums)
     return scaled.unflatten(2, (reader.count, shape[-1])).transpose(1, 2).reshape(shape) / 2
 

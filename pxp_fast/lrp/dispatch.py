@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import operator
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from torch import Tensor, fx
 
@@ -24,9 +26,6 @@ from .rules import (
     Weighted,
     fused_activation,
 )
-
-if TYPE_CHECKING:
-    from .program import Program
 
 # By overload packet, so that every overload of an operator is met.
 AFFINE = {
@@ -74,19 +73,45 @@ def _is_float(node: fx.Node) -> bool:
     return any(isinstance(v, Tensor) and v.is_floating_point() for v in values)
 
 
-def operator_for(node: fx.Node, program: Program) -> Operator:
+@dataclasses.dataclass
+class Scope:
+    """What the choice of a rule depends on besides the node.
+
+    Attributes
+    ----------
+    live
+        Nodes that relevance must reach.
+    carrying
+        Nodes that would carry relevance if it were propagated down to the images: a product's factors share it
+        between them, also where one of them lies below the first unit.
+    constants
+        Nodes that do not depend on the images.
+    eps
+        The stabilizer.
+    fallbacks
+        Operators met that have no rule of their own, and how often.
+    """
+
+    live: set[fx.Node]
+    carrying: set[fx.Node]
+    constants: Mapping[fx.Node, object]
+    eps: float
+    fallbacks: dict[str, int] = dataclasses.field(default_factory=collections.Counter)
+
+
+def operator_for(node: fx.Node, scope: Scope) -> Operator:
     """The compiled form of one node of the graph."""
-    eps, name = program.composite.stabilizer, packet(node)
+    eps, name = scope.eps, packet(node)
     if name == "batch_norm" and argument(node, "training"):
         raise CaptureError(f"{module_of(node)} normalises by batch statistics in eval mode; relevance needs fixed ones")
-    if node not in program.live:
+    if node not in scope.live:
         return Operator(node, eps)
-    reached = [n for n in receivers(node) if n in program.live]
-    if node.target in WEIGHTED and node.args[1] in program.constants:
-        return Weighted(node, eps, _sole_activation(node), node.args[0] in program.live)
+    reached = [n for n in receivers(node) if n in scope.live]
+    if node.target in WEIGHTED and node.args[1] in scope.constants:
+        return Weighted(node, eps, _sole_activation(node), node.args[0] in scope.live)
     if node.target is operator.getitem:
         return Item(node, eps)
-    if node.target in (ATEN.add.Tensor, ATEN.sub.Tensor):
+    if name in ("add", "sub", "rsub"):
         activation = _sole_activation(node)
         return Sum(node, eps, activation if activation is not None and activation.target is ATEN.relu.default else None)
     if node.target in ACTIVATIONS:
@@ -99,21 +124,22 @@ def operator_for(node: fx.Node, program: Program) -> Operator:
     if name in AFFINE:
         return Affine(node, eps, reached)
     if name in MATRIX_PRODUCTS:
-        # None carries relevance where an attention is read below everything else that is.
-        return (Affine if _products(node, program) == 1 else MatrixProduct)(node, eps, reached)
-    if name == "mul" and _products(node, program) > 1 or node.target in WEIGHTED:
+        return (Affine if _products(node, scope) == 1 else MatrixProduct)(node, eps, reached)
+    if name == "mul" and _products(node, scope) > 1 or node.target in WEIGHTED:
         return ElementwiseProduct(node, eps, reached)
-    if name == "addcmul" and len(reached) == 1:  # scale and shift: affine in what carries relevance
+    if (
+        name == "addcmul" and sum(n in scope.carrying for n in receivers(node)) == 1
+    ):  # scale and shift: affine in what carries relevance
         return Affine(node, eps, reached)
     if name not in ORDINARY | SHAPED_LIKE:
-        program.fallbacks[str(node.target)] += 1
+        scope.fallbacks[str(node.target)] += 1
     return Taped(node, eps, reached)
 
 
-def _products(node: fx.Node, program: Program) -> int:
+def _products(node: fx.Node, scope: Scope) -> int:
     """How many factors carry relevance; a tensor times itself counts twice."""
     factors = node.args[1] if packet(node) == "einsum" else node.args[:2]
-    return sum(isinstance(n, fx.Node) and n in program.live for n in factors)
+    return sum(isinstance(n, fx.Node) and n in scope.carrying for n in factors)
 
 
 def _sole_activation(node: fx.Node) -> fx.Node | None:

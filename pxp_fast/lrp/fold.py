@@ -27,6 +27,8 @@ def fold_batch_norm(captured: Captured) -> None:
         if node.target is not ATEN.batch_norm.default:
             continue
         layer = node.args[0]
+        if argument(node, "training") or argument(node, "running_mean") is None:
+            continue
         if layer.target not in WEIGHTED or len(layer.users) > 1 or layer.args[1] not in constants:
             continue
         if layer.target is LINEAR and layer.meta["val"].dim() != 2:

@@ -10,6 +10,11 @@ from .capture import argument
 from .rules import Operator, Run
 
 
+def _wide(tensor: Tensor) -> torch.dtype:
+    """The dtype in which statistics are taken: float32 at least."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
 class LayerNorm(Operator):
     """Epsilon rule with the deviation held constant: ``t = c f(y) gamma / sigma``, ``c_x = t - mean(t)``."""
 
@@ -41,7 +46,7 @@ class GroupNorm(Operator):
         source, groups = run.env[self.node.args[0]], argument(self.node, "num_groups")
         weight, bias = (run.value(argument(self.node, k)) for k in ("weight", "bias"))
         value = torch.group_norm(source, groups, weight, bias, argument(self.node, "eps"))
-        variance = source.flatten(1).unflatten(1, (groups, -1)).float().var(-1, unbiased=False)
+        variance = source.flatten(1).unflatten(1, (groups, -1)).to(_wide(source)).var(-1, unbiased=False)
         return value, (value, (variance + argument(self.node, "eps")).rsqrt().to(source.dtype), weight)
 
     def backward(self, run: Run, carry: Tensor, saved) -> None:
@@ -62,7 +67,7 @@ class RootMeanSquareNorm(Operator):
         value, _ = super().forward(run)
         axes = tuple(range(-len(self.node.args[1]), 0))
         eps = torch.finfo(source.dtype).eps if eps is None else eps
-        scale = (source.float().square().mean(axes, keepdim=True) + eps).rsqrt().to(source.dtype)
+        scale = (source.to(_wide(source)).square().mean(axes, keepdim=True) + eps).rsqrt().to(source.dtype)
         return value, (value, scale if weight is None else scale * weight)
 
     def backward(self, run: Run, carry: Tensor, saved) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
@@ -13,9 +12,9 @@ from torch import Tensor, fx
 from ..errors import DataError
 from .capture import Captured
 from .composites import Composite, composite
-from .dispatch import operator_for, receivers
+from .dispatch import Scope, operator_for, receivers
 from .fold import CONVOLUTIONS, fold_batch_norm, hoist_reshapes, prepare_for_dtype
-from .rules import Run
+from .rules import Operator, Run
 from .tokens import keep_read_tokens
 
 
@@ -76,7 +75,7 @@ class Program:
     ) -> None:
         self.composite = composite(rules)
         self.captured = captured
-        self.units = sum(reader.count for reader in readers.values())
+        self.units = max((reader.offset + reader.count for reader in readers.values()), default=0)
         self.input_relevance = input_relevance
         fold_batch_norm(captured)
         hoist_reshapes(captured)
@@ -88,9 +87,11 @@ class Program:
         prepare_for_dtype(captured, self.dtype, self.device)
         self.channels_last = self._prefers_channels_last()
         self.constants = {n: self._place(n, t) for n, t in captured.constants.items()}
-        self.live = self._live(set(readers))
-        self.fallbacks: dict[str, int] = collections.Counter()
-        self.steps = self._compile(readers)
+        self.live = self._reached_from({captured.images} if input_relevance else set(), set(readers))
+        carrying = self._reached_from({captured.images}, set(readers))
+        scope = Scope(self.live, carrying, self.constants, self.composite.stabilizer)
+        self.steps = self._compile(readers, scope)
+        self.fallbacks = dict(scope.fallbacks)
         self.release = self._last_uses()
         if self.fallbacks:
             listed = ", ".join(f"{name} ({count})" for name, count in sorted(self.fallbacks.items()))
@@ -111,19 +112,19 @@ class Program:
             value = value.contiguous(memory_format=torch.channels_last)
         return value
 
-    def _live(self, read: set[fx.Node]) -> set[fx.Node]:
-        """The nodes that relevance must reach: unit layers and what depends on them."""
-        live = {self.captured.images} if self.input_relevance else set()
+    def _reached_from(self, start: set[fx.Node], read: set[fx.Node]) -> set[fx.Node]:
+        """The nodes that relevance must reach on its way to the unit layers and the starting nodes."""
+        reached = set(start)
         for node in self.captured.nodes():
-            if node in read or any(n in live for n in receivers(node)):
-                live.add(node)
-        return live
+            if node in read or any(n in reached for n in receivers(node)):
+                reached.add(node)
+        return reached
 
-    def _compile(self, readers: Mapping[fx.Node, Reader]) -> list:
+    def _compile(self, readers: Mapping[fx.Node, Reader], scope: Scope) -> list[Operator]:
         steps, fused = [], set()
         for node in self.captured.nodes():
             if node not in fused:
-                step = operator_for(node, self)
+                step = operator_for(node, scope)
                 step.reader = readers.get(node)
                 fused.add(step.output)
                 steps.append(step)
@@ -173,7 +174,7 @@ class Program:
         images = images.to(self.device, self.dtype)
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        run = Run(self, {**self.constants, self.captured.images: images}, len(images))
+        run = Run(self.live, {**self.constants, self.captured.images: images}, len(images))
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
         run.table = torch.zeros(2, len(images), self.units, dtype=wide, device=self.device)
         if len(images) == 0:

@@ -52,8 +52,8 @@ def fused_activation(node: fx.Node) -> str | None:
 class Run:
     """The state of one pass: values still needed, what each operator put by, carries not yet consumed."""
 
-    def __init__(self, program, env: dict, samples: int) -> None:
-        self.program = program
+    def __init__(self, live: set[fx.Node], env: dict, samples: int) -> None:
+        self.live = live
         self.env = env
         self.samples = samples
         self.carries: dict[fx.Node, Tensor] = {}
@@ -68,7 +68,7 @@ class Run:
 
         `owned`: no one else holds the tensor, so that it may be added to in place.
         """
-        if carry is None or node not in self.program.live:
+        if carry is None or node not in self.live:
             return
         held = self.carries.get(node)
         if held is None:
@@ -202,14 +202,14 @@ class Activation(Operator):
 
 
 class Sum(Operator):
-    """Epsilon rule of a sum ``s = a + b``: ``c_a = c_b = c_s f(s)``; a ReLU that alone reads `s` is taken along."""
+    """Epsilon rule of a sum ``s = a + b`` (or difference): ``c_a = c_b = c_s f(s)``; a sole ReLU is taken along."""
 
     def __init__(self, node: fx.Node, eps: float, activation: fx.Node | None) -> None:
         super().__init__(node, eps)
         self.activation = activation
-        self.factors = [(node.args[0], 1), (node.args[1], argument(node, "alpha"))]
-        if node.target is ATEN.sub.Tensor:
-            self.factors[1] = (node.args[1], -argument(node, "alpha"))
+        alpha = argument(node, "alpha")
+        factors = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[node.target.overloadpacket.__name__]
+        self.factors = list(zip(node.args[:2], factors, strict=True))
 
     @property
     def output(self) -> fx.Node:
@@ -226,7 +226,7 @@ class Sum(Operator):
         value, shapes = saved
         scaled = ops.epsilon(carry, value, eps=self.eps)[0]
         for (operand, factor), shape in zip(self.factors, shapes, strict=True):
-            if operand in run.program.live:
+            if operand in run.live:
                 share = scaled if scaled.shape == shape else scaled.sum_to_size(shape)
                 run.give(operand, share if factor == 1 else share * factor)
 
