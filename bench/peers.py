@@ -35,7 +35,7 @@ def network(name: str) -> nn.Module:
                 parameter.normal_(std=0.05)
             elif key == "heads.head.weight":
                 parameter.normal_(std=0.02)
-    # Parameters keep requires_grad, as a user's do: without it ATen multiplies transposed tokens by copies of the weight.
+    # Parameters keep requires_grad, as a user's do: without it ATen multiplies transposed tokens by copies of weights.
     # No gradient of a parameter is computed, since only the image's is asked for.
     return model
 
