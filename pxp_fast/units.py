@@ -22,6 +22,7 @@ from .lrp.rules import ACTIVATIONS
 
 KINDS = ("filter", "neuron", "head")
 GATES = {"sigmoid", "hardsigmoid", "softplus"}
+POOLING = {"adaptive_avg_pool2d", "avg_pool2d", "mean", "max_pool2d", "adaptive_max_pool2d", "amax"}
 # What keeps or merely rearranges values on the way from an attention to the layer that reads its heads.
 REARRANGING = {
     "view", "reshape", "flatten", "unflatten", "permute", "transpose", "contiguous", "clone", "squeeze", "unsqueeze",
@@ -121,6 +122,8 @@ def find_units(captured: Captured, kinds: tuple[str, ...] | None = None) -> list
     heads = [site for node in captured.nodes() if (site := _heads(captured, node)) is not None]
     by_node = {site.node: site for site in heads} if "head" in wanted else {}
     for node in captured.nodes():
+        if _yields_logits(captured, node):
+            continue
         if node.target in CONVOLUTIONS and "filter" in wanted and not (heads and _embeds_patches(captured, node)):
             by_node[node] = _weighted(captured, node, "filter")
         elif node.target is LINEAR and "neuron" in wanted and _is_neuron_layer(captured, node):
@@ -166,9 +169,18 @@ def _embeds_patches(captured: Captured, node: fx.Node) -> bool:
     return node.args[0] is captured.images and max(kernel) > 1 and stride * (len(kernel) // len(stride)) == kernel
 
 
+def _yields_logits(captured: Captured, node: fx.Node) -> bool:
+    """Whether the node's outputs are the classes: nothing but pooling and the like between it and the logits."""
+    while node is not captured.logits:
+        users = list(node.users)
+        passes = packet(users[0]) in REARRANGING | POOLING or users[0].target in ACTIVATIONS if users else False
+        if len(users) != 1 or not passes:
+            return False
+        node = users[0]
+    return True
+
+
 def _is_neuron_layer(captured: Captured, node: fx.Node) -> bool:
-    if node is captured.logits:
-        return False
     return _reads_activation(node.args[0]) or any(_is_activation(user) for user in _readers(node))
 
 

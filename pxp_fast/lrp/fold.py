@@ -20,7 +20,8 @@ def fold_batch_norm(captured: Captured) -> None:
     """Merge every batch norm that alone reads a convolution or linear layer into that layer's weight and bias.
 
     The layer's node then computes the normalised output, and relevance is read there. Folding is exact:
-    ``w' = w * gamma / sqrt(var + eps)``, ``b' = (b - mean) * gamma / sqrt(var + eps) + beta``, computed in float64.
+    ``w' = w * gamma / sqrt(var + eps)``, ``b' = (b - mean) * gamma / sqrt(var + eps) + beta``, left in float64 for
+    the program to round once.
     """
     graph, constants = captured.graph, captured.constants
     for node in list(captured.nodes()):
@@ -39,7 +40,7 @@ def fold_batch_norm(captured: Captured) -> None:
         offset = constants[bias].double() * scale + shift if bias is not None else shift
         with graph.inserting_before(layer):
             new_weight, new_bias = (graph.placeholder(f"{layer.name}_{part}_folded") for part in ("weight", "bias"))
-        constants[new_weight], constants[new_bias] = merged.to(weight.dtype), offset.to(weight.dtype)
+        constants[new_weight], constants[new_bias] = merged, offset
         layer.args = (layer.args[0], new_weight, new_bias, *layer.args[3:])
         layer.kwargs = {k: v for k, v in layer.kwargs.items() if k not in ("weight", "bias")}
         replace(captured, node, layer)

@@ -77,13 +77,13 @@ class Program:
         self.captured = captured
         self.units = max((reader.offset + reader.count for reader in readers.values()), default=0)
         self.input_relevance = input_relevance
+        given = [t for t in captured.constants.values() if isinstance(t, Tensor) and t.is_floating_point()]
+        self.dtype = dtype or given[0].dtype
+        self.device = torch.device(device) if device is not None else given[0].device
         fold_batch_norm(captured)
         hoist_reshapes(captured)
         keep_read_tokens(captured)
         captured.eliminate_dead()
-        first = next(iter(captured.constants.values()))
-        self.dtype = dtype or next((t.dtype for t in captured.constants.values() if t.is_floating_point()), first.dtype)
-        self.device = torch.device(device) if device is not None else first.device
         prepare_for_dtype(captured, self.dtype, self.device)
         self.channels_last = self._prefers_channels_last()
         self.constants = {n: self._place(n, t) for n, t in captured.constants.items()}

@@ -137,7 +137,11 @@ class Weighted(Operator):
 
     def forward(self, run: Run) -> tuple[object, object]:
         source, weight = run.env[self.node.args[0]], run.env[self.node.args[1]]
-        z = self.node.target(*run.value(self.node.args), **run.value(self.node.kwargs))
+        args = run.value(self.node.args)
+        if self.linear and not source.is_contiguous():
+            # As one matrix product: ATen would take a batched one, with a copy of the weight for each token.
+            args = (source.contiguous(), *args[1:])
+        z = self.node.target(*args, **run.value(self.node.kwargs))
         saved = z, weight, source.shape
         if self.activation is None:
             return z, saved
