@@ -12,13 +12,14 @@ from torch import Tensor, fx
 from ..errors import CaptureError
 from .attention import Attention, MatrixProduct
 from .capture import ATEN, argument, module_of
-from .fold import WEIGHTED
+from .fold import LINEAR, WEIGHTED
 from .norms import GroupNorm, LayerNorm, RootMeanSquareNorm
 from .rules import (
     ACTIVATIONS,
     Activation,
     Affine,
     ElementwiseProduct,
+    FastLinear,
     Item,
     Operator,
     Sum,
@@ -88,6 +89,8 @@ class Scope:
         Nodes that do not depend on the images.
     eps
         The stabilizer.
+    onednn
+        Take oneDNN's matrix product for linear layers.
     fallbacks
         Operators met that have no rule of their own, and how often.
     """
@@ -96,6 +99,7 @@ class Scope:
     carrying: set[fx.Node]
     constants: Mapping[fx.Node, object]
     eps: float
+    onednn: bool = False
     fallbacks: dict[str, int] = dataclasses.field(default_factory=collections.Counter)
 
 
@@ -108,7 +112,8 @@ def operator_for(node: fx.Node, scope: Scope) -> Operator:
         return Operator(node, eps)
     reached = [n for n in receivers(node) if n in scope.live]
     if node.target in WEIGHTED and node.args[1] in scope.constants:
-        return Weighted(node, eps, _sole_activation(node), node.args[0] in scope.live)
+        kind = FastLinear if scope.onednn and node.target is LINEAR else Weighted
+        return kind(node, eps, _sole_activation(node), node.args[0] in scope.live)
     if node.target is operator.getitem:
         return Item(node, eps)
     if name in ("add", "sub", "rsub"):

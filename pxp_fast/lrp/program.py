@@ -14,7 +14,7 @@ from .capture import Captured
 from .composites import Composite, composite
 from .dispatch import Scope, operator_for, receivers
 from .fold import CONVOLUTIONS, fold_batch_norm, hoist_reshapes, prepare_for_dtype
-from .rules import Operator, Run
+from .rules import ONEDNN_LINEAR, Operator, Run
 from .tokens import keep_read_tokens
 
 
@@ -56,6 +56,10 @@ class Program:
         Of the computation; default: those of the model. bfloat16 keeps sums in float32.
     input_relevance
         Propagate down to the images as well.
+    fast
+        In float32, take the quicker of two ways to the same numbers: channels-last convolutions and, on a CPU, oneDNN's
+        matrix products. They add up in longer runs, so rounding errors grow two to six times. Reduced precision always
+        takes the quicker way, float64 never does.
 
     Attributes
     ----------
@@ -72,6 +76,7 @@ class Program:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         input_relevance: bool = False,
+        fast: bool = False,
     ) -> None:
         self.composite = composite(rules)
         self.captured = captured
@@ -85,23 +90,20 @@ class Program:
         keep_read_tokens(captured)
         captured.eliminate_dead()
         prepare_for_dtype(captured, self.dtype, self.device)
-        self.channels_last = self._prefers_channels_last()
+        self.fast = self.dtype in (torch.bfloat16, torch.float16) or (fast and self.dtype == torch.float32)
+        convolutional = any(n.target in CONVOLUTIONS for n in captured.nodes())
+        self.channels_last = self.fast and convolutional and captured.images.meta["val"].dim() == 4
         self.constants = {n: self._place(n, t) for n, t in captured.constants.items()}
         self.live = self._reached_from({captured.images} if input_relevance else set(), set(readers))
         carrying = self._reached_from({captured.images}, set(readers))
-        scope = Scope(self.live, carrying, self.constants, self.composite.stabilizer)
+        onednn = self.fast and self.dtype == torch.float32 and self.device.type == "cpu" and ONEDNN_LINEAR is not None
+        scope = Scope(self.live, carrying, self.constants, self.composite.stabilizer, onednn)
         self.steps = self._compile(readers, scope)
         self.fallbacks = dict(scope.fallbacks)
         self.release = self._last_uses()
         if self.fallbacks:
             listed = ", ".join(f"{name} ({count})" for name, count in sorted(self.fallbacks.items()))
             warnings.warn(f"no relevance rule, ordinary gradient used for: {listed}", stacklevel=3)
-
-    def _prefers_channels_last(self) -> bool:
-        convolutional = any(n.target in CONVOLUTIONS for n in self.captured.nodes())
-        reduced = self.dtype in (torch.bfloat16, torch.float16)
-        fast = self.dtype != torch.float64 if self.device.type == "cpu" else reduced
-        return convolutional and fast and self.captured.images.meta["val"].dim() == 4
 
     def _place(self, node: fx.Node, value: Tensor) -> Tensor:
         if not isinstance(value, Tensor):

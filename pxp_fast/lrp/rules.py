@@ -34,6 +34,10 @@ ACTIVATIONS = {
 }
 
 
+# Without oneDNN PyTorch has no such operator.
+ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+
+
 def fused_activation(node: fx.Node) -> str | None:
     """The name under which `ops.epsilon` knows this activation, or None."""
     if node.target is ATEN.gelu.default:
@@ -137,11 +141,11 @@ class Weighted(Operator):
 
     def forward(self, run: Run) -> tuple[object, object]:
         source, weight = run.env[self.node.args[0]], run.env[self.node.args[1]]
-        args = run.value(self.node.args)
-        if self.linear and not source.is_contiguous():
-            # As one matrix product: ATen would take a batched one, with a copy of the weight for each token.
-            args = (source.contiguous(), *args[1:])
-        z = self.node.target(*args, **run.value(self.node.kwargs))
+        if self.linear:
+            # Contiguous: of strided tokens ATen makes a batched product, with a copy of the weight for each.
+            z = self.product(source.contiguous(), weight, run.value(argument(self.node, "bias")))
+        else:
+            z = self.node.target(*run.value(self.node.args), **run.value(self.node.kwargs))
         saved = z, weight, source.shape
         if self.activation is None:
             return z, saved
@@ -163,8 +167,15 @@ class Weighted(Operator):
         run.read(reader, sums)
         if not self.needs_input:
             return
-        through = scaled @ weight if self.linear else self._through_convolution(scaled, weight, shape)
+        if self.linear:
+            through = self.product(scaled.contiguous(), weight.t(), None)
+        else:
+            through = self._through_convolution(scaled, weight, shape)
         run.give(self.node.args[0], through, owned=True)
+
+    def product(self, tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """``tokens @ weight^T + bias``."""
+        return torch.nn.functional.linear(tokens, weight, bias)
 
     def _through_convolution(self, scaled: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
         node, rank = self.node, weight.dim() - 2
@@ -184,6 +195,13 @@ class Weighted(Operator):
         mask = [True, False, False]
         sizes = (_sizes(stride, rank), _sizes(padding, rank), _sizes(dilation, rank))
         return ATEN.convolution_backward(scaled, source, weight, None, *sizes, False, zeros, groups, mask)[0]
+
+
+class FastLinear(Weighted):
+    """A linear layer by oneDNN, whose float32 products take half the time of ATen's on some CPUs, and add up longer."""
+
+    def product(self, tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return ONEDNN_LINEAR(tokens, weight, bias, "none", [], "")
 
 
 def _sizes(value, rank: int) -> list[int]:
