@@ -108,12 +108,12 @@ def operator_for(node: fx.Node, scope: Scope) -> Operator:
     eps, name = scope.eps, packet(node)
     if name == "batch_norm" and argument(node, "training"):
         raise CaptureError(f"{module_of(node)} normalises by batch statistics in eval mode; relevance needs fixed ones")
-    if node not in scope.live:
-        return Operator(node, eps)
-    reached = [n for n in receivers(node) if n in scope.live]
     if node.target in WEIGHTED and node.args[1] in scope.constants:
         kind = FastLinear if scope.onednn and node.target is LINEAR else Weighted
         return kind(node, eps, _sole_activation(node), node.args[0] in scope.live)
+    if node not in scope.live:
+        return Operator(node, eps)
+    reached = [n for n in receivers(node) if n in scope.live]
     if node.target is operator.getitem:
         return Item(node, eps)
     if name in ("add", "sub", "rsub"):
