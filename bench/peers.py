@@ -58,12 +58,12 @@ def gradient(model: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtyp
     return run
 
 
-def pxp_fast(model: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype) -> Contender:
+def pxp_fast(model: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype, fast: bool = False) -> Contender:
     """Scores of every unit, accumulated: what `pxp_fast.score` does for each batch after its one capture."""
     from pxp_fast import ops
     from pxp_fast.criteria import Relevance
 
-    relevance = Relevance(model, images, dtype=dtype)
+    relevance = Relevance(model, images, dtype=dtype, fast=fast)
     totals = torch.zeros(4, sum(group.count for group in relevance.units), dtype=torch.float64)
     return lambda: ops.accumulate_(totals, relevance.run(images, labels))
 
@@ -159,6 +159,7 @@ def read_gradients(model: nn.Module, kinds: tuple, sums: dict[str, Tensor], *, t
 BUILDERS = {
     "gradient": gradient,
     "pxp_fast": pxp_fast,
+    "pxp_fast fast": lambda *args: pxp_fast(*args, fast=True),
     "zennit": zennit,
     "lxt": lxt,
     "lxt+epsilon": lambda *args: lxt(*args, epsilon=True),
@@ -167,6 +168,7 @@ BUILDERS = {
 CONTENDERS = {
     "gradient": ("gradient", torch.float32, NETWORKS),
     "pxp_fast": ("pxp_fast", torch.float32, NETWORKS),
+    "pxp_fast fast": ("pxp_fast fast", torch.float32, NETWORKS),
     "zennit": ("zennit", torch.float32, CONVOLUTIONAL),
     "lxt": ("lxt", torch.float32, ("vit_b_16",)),
     "lxt+epsilon": ("lxt+epsilon", torch.float32, ("vit_b_16",)),

@@ -42,6 +42,7 @@ def score(config: RunConfig) -> str:
             units=config.units or None,
             device=device,
             dtype=getattr(torch, config.dtype),
+            fast=config.fast,
             model_name=loaded.name,
             data=describe(images, config),
             progress=progress.tracker(),

@@ -116,6 +116,14 @@ Dtype = Annotated[
     Literal["float32", "float64", "bfloat16", "float16"],
     typer.Option(help="Arithmetic of the network.", rich_help_panel=_MACHINE),
 ]
+Fast = Annotated[
+    bool,
+    typer.Option(
+        "--fast/--no-fast",
+        help="Score in float32 with quicker kernels, whose rounding errors are two to six times larger.",
+        rich_help_panel=_MACHINE,
+    ),
+]
 BatchSize = Annotated[int, typer.Option(help="Images at a time.", min=1, rich_help_panel=_MACHINE)]
 Workers = Annotated[
     int | None,

@@ -82,6 +82,7 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
             units=config.units or None,
             device=device,
             dtype=dtype,
+            fast=config.fast,
             model_name=loaded.name,
             data=describe(reference, config),
             progress=track,

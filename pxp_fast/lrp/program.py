@@ -94,6 +94,7 @@ class Program:
         convolutional = any(n.target in CONVOLUTIONS for n in captured.nodes())
         self.channels_last = self.fast and convolutional and captured.images.meta["val"].dim() == 4
         self.constants = {n: self._place(n, t) for n, t in captured.constants.items()}
+        captured.constants = dict.fromkeys(captured.constants)  # the program's copies are enough
         self.live = self._reached_from({captured.images} if input_relevance else set(), set(readers))
         carrying = self._reached_from({captured.images}, set(readers))
         onednn = self.fast and self.dtype == torch.float32 and self.device.type == "cpu" and ONEDNN_LINEAR is not None

@@ -161,12 +161,21 @@ def test_bfloat16_ranks_units_as_float32_does(build):
     assert relative_l1(short[1].sum(0), full[1].sum(0)) < 0.15
 
 
+@pytest.mark.parametrize("build", NETWORKS)
+def test_fast_float32_takes_other_kernels_to_the_same_scores(build):
+    model, images, labels = build()
+    truth = Relevance(copy.deepcopy(model).double(), images.double()).run(images.double(), labels)[1].sum(0)
+    plain, fast = (Relevance(model, images, fast=choice).run(images, labels)[1].sum(0) for choice in (False, True))
+    assert not torch.equal(plain, fast)
+    assert relative_l1(fast, truth) < max(1e-5, 10 * relative_l1(plain, truth))
+
+
 def test_another_dtype_than_the_models():
     model, images, labels = small_resnet()
     truth = Relevance(copy.deepcopy(model).double(), images.double()).run(images.double(), labels)
     found = Relevance(model, images, dtype=torch.float64).run(images, labels)
     assert found.dtype == torch.float64
-    assert relative_l1(found, truth) < 1e-5  # not 1e-12: folded weights are rounded to the model's own dtype first
+    assert relative_l1(found, truth) < 1e-12  # folded weights are not rounded to the model's own dtype first
 
 
 def test_an_operator_without_a_rule_is_named_once():
