@@ -153,7 +153,7 @@ def sweep(
 ) -> None:  # fmt: skip
     """Measure accuracy at every pruning rate, from one scoring.
 
-    Images of the same folder that scored are left out.
+    Images that scored are left out, except of classes that have no others, which is said.
 
     Example: pxp-fast sweep torchvision:vgg16 vgg16/scores.safetensors --weights vgg16.pth --data imagenet/val
     """

@@ -12,6 +12,7 @@ import torch
 from . import progress
 from . import report as pages
 from .config import RunConfig
+from .data import used_among
 from .evaluate import evaluate as judge
 from .evaluate import sweep as judge_every_rate
 from .files import atomic_write
@@ -26,7 +27,7 @@ from .results import Hits, Results
 from .run import RunResult, autocast, check_writable, curve_record, engine_notes, plan_options, run, torch_device
 from .scores import Scores
 from .scores import score as measure
-from .selection import describe, judging, scoring
+from .selection import judging, record_images, scored_paths, scoring
 
 
 def score(config: RunConfig) -> str:
@@ -44,11 +45,10 @@ def score(config: RunConfig) -> str:
             dtype=getattr(torch, config.dtype),
             fast=config.fast,
             model_name=loaded.name,
-            data=describe(images, config),
             progress=progress.tracker(),
         )
     path = config.out / "scores.safetensors"
-    scores.save(path)
+    record_images(scores, images, config).save(path)
     return "\n".join([f"{scores.samples} images scored{_skipped(images.skipped)}", *notes, str(path)])
 
 
@@ -95,7 +95,8 @@ def sweep(scores: Path, config: RunConfig, out: Path | None) -> str:
         check_writable(out)
     found = Scores.load(_scores_path(scores), model_name=config.model)
     loaded, _ = _prepare(config)
-    images = judging(config, loaded, found.header.data)
+    scored = scored_paths(found)
+    images = judging(config, loaded, scored)
     curve = judge_every_rate(
         loaded.model,
         found,
@@ -108,14 +109,18 @@ def sweep(scores: Path, config: RunConfig, out: Path | None) -> str:
         **plan_options(config),
     )
     record = curve_record(curve, config.order, config.seed if config.order == "random" else None)
+    read, shared = len(images.used), used_among(images, scored)
     if out is not None:
         with atomic_write(out / "sweep.json") as temporary:
-            content = {"model": loaded.name, "images": len(images), "curve": record.model_dump(mode="json")}
+            content = {"model": loaded.name, "images": read, "shared_images": shared}
+            content["curve"] = record.model_dump(mode="json")
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     lines = ["removed  units  accuracy"]
     rows = zip(record.rates, record.removed, record.accuracies, strict=True)
     lines += [f"{rate:7.0%}  {removed:5d}  {accuracy:8.2%}" for rate, removed, accuracy in rows]
-    lines.append(f"A_PR {record.a_pr:.4f}, Top-PR {record.top_pr:.0%}, {len(images)} images{_skipped(images.skipped)}")
+    lines.append(f"A_PR {record.a_pr:.4f}, Top-PR {record.top_pr:.0%}, {read} images{_skipped(images.skipped)}")
+    if shared:
+        lines.append(f"{shared} of the {read} images that judge also scored: the accuracy is that of images seen")
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
@@ -40,7 +40,7 @@ class Images(Dataset):
     """Labelled images, decoded when asked for: item i is (uint8 [C, H, W] or None, label, reason for the None).
 
     `spares` are images that were not chosen, by label; a :class:`~pxp_fast.loader.Loader` takes one in place of each
-    that cannot be read. `skipped` collects what could not be read and why, once per file.
+    that cannot be read and adds it to `stand_ins`. `skipped` collects what could not be read and why, once per file.
     """
 
     root: str
@@ -50,6 +50,7 @@ class Images(Dataset):
     spares: dict[int, list[Sample]] = field(default_factory=dict)
     on_disk: ClassVar[bool] = True
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    stand_ins: list[Sample] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -70,6 +71,12 @@ class Images(Dataset):
     @property
     def labels(self) -> list[int]:
         return [sample.label for sample in self.samples]
+
+    @property
+    def used(self) -> list[Sample]:
+        """The samples less those skipped, and the stand-ins: after a whole pass, the images that were read."""
+        lost = {path for path, _ in self.skipped}
+        return [sample for sample in self.samples if str(sample.path) not in lost] + self.stand_ins
 
     def skip(self, path: str, reason: str) -> None:
         """Note in `skipped` that a file cannot be read."""
@@ -96,6 +103,7 @@ def image_folder(
     samples_per_class: int | None = None,
     seed: int = 0,
     allow_fewer: bool = False,
+    leave_out: Set[str] = frozenset(),
 ) -> Images:
     """The images under `root`, one sub-folder per class, with the labels of `model`'s head.
 
@@ -104,6 +112,7 @@ def image_folder(
     classes : labels or folder names to use; None: all.
     samples_per_class : images chosen from each class, deterministically; None: all.
     allow_fewer : take what there is where a class has fewer images than asked, instead of raising.
+    leave_out : real paths of images not to use, in classes that have others.
 
     Raises
     ------
@@ -118,7 +127,7 @@ def image_folder(
     spares: dict[int, list[Sample]] = {}
     for folder, label in sorted(folders.items(), key=lambda pair: pair[1]):
         found = [Sample(label, path) for path in _images_below(root / folder)]
-        chosen, spares[label] = choose(found, folder, str(root), samples_per_class, seed, allow_fewer)
+        chosen, spares[label] = choose(found, folder, str(root), samples_per_class, seed, allow_fewer, leave_out)
         samples += chosen
     return Images(str(root), samples, {label: folder for folder, label in folders.items()}, model.preprocess, spares)
 
@@ -153,24 +162,31 @@ def demo_images(
 
 
 def choose(
-    samples: list[Sample], name: str, root: str, count: int | None, seed: int, allow_fewer: bool = False
+    samples: list[Sample],
+    name: str,
+    root: str,
+    count: int | None,
+    seed: int,
+    allow_fewer: bool = False,
+    leave_out: Set[str] = frozenset(),
 ) -> tuple[list[Sample], list[Sample]]:
     """`count` of class `name`'s samples, and the others, in an order that `seed` and `name` alone decide.
 
-    Without a count all are chosen, in the order given.
+    Without a count all are chosen, in the order given. What is in `leave_out` is neither, unless nothing else is there.
     """
-    wanted = 1 if count is None else count
-    if len(samples) < wanted and not (allow_fewer and samples):
-        raise DataError(
-            f"class {name} of {root} has {_images(len(samples))}, {wanted} asked for: add images, ask for fewer "
-            "(--samples-per-class), leave the class out (--classes)"
-            + (", or allow it (--allow-fewer)" if samples else "")
-        )
-    if count is None:
-        return samples, []
     # By the name alone, not the path to it: the same dataset elsewhere gives the same choice.
-    shuffled = random.Random(f"{seed}:{name}").sample(samples, len(samples))
-    return shuffled[:count], shuffled[count:]
+    order = samples if count is None else random.Random(f"{seed}:{name}").sample(samples, len(samples))
+    # After shuffling: what is left keeps its order, so the same images judge as in a run that scores these.
+    left = [sample for sample in order if os.path.realpath(sample.path) not in leave_out] if leave_out else order
+    left = left or order
+    wanted = 1 if count is None else count
+    if len(left) < wanted and not (allow_fewer and left):
+        others = f" besides the {len(order) - len(left)} that scored" if len(left) < len(order) else ""
+        raise DataError(
+            f"class {name} of {root} has {_images(len(left))}{others}, {wanted} asked for: add images, ask for fewer "
+            "(--samples-per-class), leave the class out (--classes)" + (", or allow it (--allow-fewer)" if left else "")
+        )
+    return (left, []) if count is None else (left[:count], left[count:])
 
 
 def split(
@@ -217,19 +233,23 @@ def split(
             left = rest[evaluation_per_class:]
             spares[0][label], spares[1][label] = left[::2], left[1::2]
     return (
-        replace(images, samples=reference, spares=spares[0], skipped=[]),
-        replace(images, samples=evaluation, spares=spares[1], skipped=[]),
+        replace(images, samples=reference, spares=spares[0], skipped=[], stand_ins=[]),
+        replace(images, samples=evaluation, spares=spares[1], skipped=[], stand_ins=[]),
     )
 
 
 def shared_images(first: Images, second: Images) -> int:
-    """How many images of `second` are also in `first`: the same file, by whatever path."""
+    """How many images used of `second` are also used of `first`: the same file, by whatever path."""
     if isinstance(first, DemoImages) or isinstance(second, DemoImages):
         same = type(first) is type(second) and first.root == second.root
-        paths = {sample.path for sample in first.samples}
-        return sum(sample.path in paths for sample in second.samples) if same else 0
-    paths = {os.path.realpath(sample.path) for sample in first.samples}
-    return sum(os.path.realpath(sample.path) in paths for sample in second.samples)
+        paths = {sample.path for sample in first.used}
+        return sum(sample.path in paths for sample in second.used) if same else 0
+    return used_among(second, {os.path.realpath(sample.path) for sample in first.used})
+
+
+def used_among(images: Images, paths: Set[str]) -> int:
+    """How many of the images used are among `paths`, which are real paths."""
+    return sum(os.path.realpath(sample.path) in paths for sample in images.used) if images.on_disk else 0
 
 
 def _subfolders(root: Path) -> list[str]:

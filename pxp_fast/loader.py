@@ -28,7 +28,8 @@ _STOPS = (signal.SIGINT, signal.SIGTERM)
 class Loader:
     """Iterate over (images float32 [N, C, H, W], labels int64 [N]) in the dataset's order, batch by batch.
 
-    Images that cannot be read are noted in ``dataset.skipped``; spares of their class, if any, follow at the end.
+    Images that cannot be read are noted in ``dataset.skipped``; spares of their class, if any, follow at the end and
+    are noted in ``dataset.stand_ins``.
 
     Parameters
     ----------
@@ -102,6 +103,8 @@ class Loader:
             for sample in spares.get(label, ()):
                 item = self.dataset.read(sample)
                 if item[0] is not None:
+                    if sample not in self.dataset.stand_ins:
+                        self.dataset.stand_ins.append(sample)
                     yield item
                     break
                 self.dataset.skip(*item[2])

@@ -31,7 +31,7 @@ from .progress import Track, silent
 from .report.words import percent
 from .results import ClassRecord, CurveRecord, DataRecord, Hits, LayerRecord, ModelRecord, Results, SkippedRecord
 from .scores import Scores, score
-from .selection import describe, scoring_and_judging
+from .selection import record_images, scoring_and_judging
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
             dtype=dtype,
             fast=config.fast,
             model_name=loaded.name,
-            data=describe(reference, config),
             progress=track,
         )
+        scores = record_images(scores, reference, config)
         scores.save(config.out / "scores.safetensors")
     with _timed(seconds, "plan"):
         plan = make_plan(scores, config.rate, order=config.order, seed=config.seed, **plan_options(config))
@@ -103,6 +103,7 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
         maps = explain(loaded, plan, evaluation, config.heatmaps, config.composite)
         maps.save(config.out / "heatmaps.safetensors")
 
+    shared = data.shared_images(reference, evaluation)  # again: images that cannot be read had stand-ins
     skipped = {path: reason for part in (reference, evaluation) for path, reason in part.skipped}
     results = Results(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

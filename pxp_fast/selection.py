@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Set
+from dataclasses import replace
 from typing import Any
 
 from .config import RunConfig
 from .data import DemoImages, Images, demo_images, image_folder, split
 from .errors import DataError
 from .models import LoadedModel
+from .scores import Scores
 
 
 def scoring_and_judging(config: RunConfig, loaded: LoadedModel) -> tuple[Images, Images]:
@@ -35,40 +38,40 @@ def scoring(config: RunConfig, loaded: LoadedModel) -> Images:
     return _folder(config.data, config, loaded, config.samples_per_class or None)
 
 
-def judging(config: RunConfig, loaded: LoadedModel, scored: dict[str, Any] | None = None) -> Images:
+def judging(config: RunConfig, loaded: LoadedModel, scored: Set[str] = frozenset()) -> Images:
     """The images of ``config.data`` that judge.
 
-    `scored` is what a scores file says about its images (:func:`describe`): those of the same folder that scored are
-    left out, as long as that leaves any.
+    Those in `scored` (:func:`scored_paths`) are left out, except of classes that have no others.
     """
     if config.data == "demo":
         return demo_images("test", samples_per_class=config.eval_samples_per_class, **_options(config, loaded))
-    wanted = _folder(config.data, config, loaded, config.eval_samples_per_class)
-    if not scored or scored.get("root") != os.path.realpath(config.data) or not scored.get("samples_per_class"):
-        return wanted
-    _, rest = split(
-        _folder(config.data, config, loaded, None),
-        reference_per_class=scored["samples_per_class"],
-        evaluation_per_class=config.eval_samples_per_class,
-        seed=scored["seed"],
-        allow_fewer=True,
-    )
-    return rest if len(rest) else wanted
+    return _folder(config.data, config, loaded, config.eval_samples_per_class, scored)
 
 
-def describe(images: Images, config: RunConfig) -> dict[str, Any]:
-    """What a scores file says about its images."""
-    return {
-        "root": images.root if isinstance(images, DemoImages) else os.path.realpath(images.root),
+def record_images(scores: Scores, images: Images, config: RunConfig) -> Scores:
+    """`scores` with a description of the images that were read for them, to be called after the pass."""
+    root = images.root if isinstance(images, DemoImages) else os.path.realpath(images.root)
+    data = {
+        "root": root,
         "images": len(images),
         "classes": sorted(images.class_names),
         "samples_per_class": config.samples_per_class,
         "seed": config.seed,
+        "paths": sorted(os.path.relpath(s.path, images.root) if images.on_disk else str(s.path) for s in images.used),
     }
+    return replace(scores, header=scores.header.model_copy(update={"data": data}))
 
 
-def _folder(root: str, config: RunConfig, loaded: LoadedModel, count: int | None) -> Images:
-    return image_folder(root, samples_per_class=count, **_options(config, loaded))
+def scored_paths(scores: Scores) -> frozenset[str]:
+    """The real paths of the images that scored, as far as the file says."""
+    data = scores.header.data or {}
+    return frozenset(os.path.realpath(os.path.join(data.get("root", ""), path)) for path in data.get("paths", ()))
+
+
+def _folder(
+    root: str, config: RunConfig, loaded: LoadedModel, count: int | None, leave_out: Set[str] = frozenset()
+) -> Images:
+    return image_folder(root, samples_per_class=count, leave_out=leave_out, **_options(config, loaded))
 
 
 def _options(config: RunConfig, loaded: LoadedModel) -> dict[str, Any]:

@@ -83,6 +83,62 @@ def test_score_plan_eval_sweep_and_report_are_the_steps_of_run(place):
     assert "2 networks" in (folder / "whole" / "report.html").read_text()
 
 
+def sweep_after_scoring(place, scoring, judging=()):
+    """The images that scored and those left of the folder, the sweep's output, and what it left in sweep.json."""
+    folder, module = place
+    common = (f"{module}:classifier", "--data", "images", "--device", "cpu")
+    assert invoke("score", *common, *scoring).exit_code == 0
+    scored = pxp.Scores.load(folder / "out" / "scores.safetensors").header.data["paths"]
+    outcome = invoke("sweep", common[0], "out", *common[1:], "--out", "out", *judging)
+    assert outcome.exit_code == 0, outcome.output
+    return scored, outcome.output, json.loads((folder / "out" / "sweep.json").read_text())
+
+
+@pytest.mark.parametrize("count", [6, 0])
+def test_a_sweep_by_images_that_all_scored_says_so(place, count):
+    scored, output, found = sweep_after_scoring(place, ("--samples-per-class", count))
+    assert len(scored) == 18
+    assert "18 of the 18 images that judge also scored" in output
+    assert (found["images"], found["shared_images"]) == (18, 18)
+
+
+def test_a_sweep_leaves_out_what_scored_whatever_the_options(place):
+    judging = ("--seed", 7, "--samples-per-class", 2)
+    _, output, found = sweep_after_scoring(place, ("--samples-per-class", 4, "--seed", 3), judging)
+    assert "also scored" not in output
+    assert (found["images"], found["shared_images"]) == (6, 0)
+
+
+def test_a_class_without_other_images_judges_by_those_that_scored(place):
+    folder, _ = place
+    for position in range(2, 6):
+        (folder / "images" / "1" / f"{position:03d}.png").unlink()
+    scored, output, found = sweep_after_scoring(place, ("--samples-per-class", 2))
+    assert len(scored) == 6
+    assert (found["images"], found["shared_images"]) == (10, 2)
+    assert "2 of the 10 images that judge also scored" in output
+
+
+def test_stand_ins_that_scored_do_not_judge(place):
+    folder, _ = place
+    scored, _, _ = sweep_after_scoring(place, ("--samples-per-class", 2))
+    lost = next(path for path in scored if path.startswith("1/"))
+    (folder / "images" / lost).write_bytes(b"")
+    now, output, found = sweep_after_scoring(place, ("--samples-per-class", 2))
+    assert lost not in now and len(now) == 6 and len(set(now) - set(scored)) == 1
+    assert "also scored" not in output
+    assert (found["images"], found["shared_images"]) == (11, 0)  # 18, less 6 that scored and the damaged one
+
+
+def test_too_few_images_besides_those_that_scored_are_an_error(place):
+    folder, module = place
+    common = (f"{module}:classifier", "--data", "images", "--device", "cpu")
+    assert invoke("score", *common, "--samples-per-class", 4).exit_code == 0
+    outcome = invoke("sweep", common[0], "out", *common[1:], "--samples-per-class", 3)
+    assert outcome.exit_code == 1
+    assert "class 0 of images has 2 images besides the 4 that scored, 3 asked for" in outcome.stderr
+
+
 def test_skipped_images_are_named(place):
     folder, module = place
     (folder / "images" / "0" / "001.png").write_bytes(b"")

@@ -128,6 +128,13 @@ def test_judging_by_the_images_that_scored_is_said_plainly(place):
     assert "24 of the 24 images that judge are also images that score" in (folder / "out" / "report.html").read_text()
 
 
+def test_images_that_cannot_be_read_are_not_counted_among_those_shared(place):
+    folder, _ = place
+    (folder / "images" / "1" / "003.png").write_bytes(b"")
+    found = run(config(place, val=str(folder / "images"), samples_per_class=0, random_seeds=0, heatmaps=0)).results
+    assert (found.reference.read, found.evaluation.read, found.shared_images) == (23, 23, 23)
+
+
 def test_operators_without_a_rule_are_named(place):
     folder, module = place
     with open(folder / f"{module}.py", "a") as source:
