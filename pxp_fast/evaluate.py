@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .errors import DataError
+from .errors import DataError, ModelError, PlanError
 from .lrp.capture import evaluating
 from .masks import masked
 from .plan import Plan, plan
@@ -66,8 +66,10 @@ class Curve:
 
     @property
     def top_pr(self) -> float:
-        """The highest rate that keeps 95 % of the accuracy at the lowest rate (PXP's Top-PR)."""
+        """The highest rate that keeps 95 % of the accuracy at the lowest rate (PXP's Top-PR); 0 where that is 0."""
         floor = 0.95 * self.accuracies[self.rates.index(min(self.rates))]
+        if floor == 0:  # every rate would keep it
+            return 0.0
         return max(rate for rate, accuracy in zip(self.rates, self.accuracies, strict=True) if accuracy >= floor)
 
 
@@ -78,12 +80,12 @@ def evaluate(
     dtype: torch.dtype | None = None,
     progress: Track | None = None,
 ) -> Evaluation:
-    """Top-1 accuracy of a model, on the device it is on, in eval mode; the model is left as it was.
+    """Top-1 accuracy of a model, on the device and in the precision it has, in eval mode; it is left as it was.
 
     Parameters
     ----------
     loader
-        Yields ``(images [N, C, H, W], labels [N])``.
+        Yields ``(images [N, C, H, W], labels [N])``, on any device; floating images are cast to the parameters' dtype.
     dtype
         Autocast to it (bfloat16, float16); None: as the model is.
 
@@ -91,6 +93,8 @@ def evaluate(
     ------
     DataError
         There are no images.
+    ModelError
+        The model returns something else than logits ``[N, classes]``.
     """
     return evaluate_plans(model, [None], loader, dtype=dtype, progress=progress)[0]
 
@@ -105,7 +109,9 @@ def evaluate_plans(
     description: str = "evaluating",
 ) -> list[Evaluation]:
     """Accuracy under each of several plans (None: unpruned), decoding every image once."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    parameters = list(model.parameters())
+    device = parameters[0].device if parameters else torch.device("cpu")
+    precision = next((p.dtype for p in parameters if p.is_floating_point()), None)
     tallies: list[dict[int, list[int]]] = [{} for _ in plans]
     batches = list(loader) if progress is None and not hasattr(loader, "__len__") else loader
     total = len(batches) * len(plans) if hasattr(batches, "__len__") else None
@@ -114,8 +120,10 @@ def evaluate_plans(
     with evaluating(model), torch.inference_mode(), cast:
         for index, one, (images, labels) in progress(pairs, description, total) if progress is not None else pairs:
             with masked(model, one) if one is not None else contextlib.nullcontext():
-                predicted = model(images.to(device)).argmax(1).cpu()
-            for label, right in zip(labels.tolist(), (predicted == labels).tolist(), strict=True):
+                wanted = precision if images.is_floating_point() else None
+                # A copy: a model may normalise its input in place, and every plan is to see the same images.
+                predicted = _predicted(model, images.to(device, wanted, copy=True))
+            for label, right in zip(labels.tolist(), (predicted == labels.cpu()).tolist(), strict=True):
                 tally = tallies[index].setdefault(label, [0, 0])
                 tally[0] += right
                 tally[1] += 1
@@ -129,6 +137,18 @@ def evaluate_plans(
         )
         for tally in tallies
     ]
+
+
+def _predicted(model: nn.Module, images: Tensor) -> Tensor:
+    """The classes that the model finds most likely, ``[N]`` on the CPU."""
+    logits = model(images)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+        found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ModelError(
+            f"{type(model).__name__} returned {found} for {len(images)} images; expected logits [images, classes]: "
+            "wrap it in a module that returns these alone"
+        )
+    return logits.argmax(1).cpu()
 
 
 def sweep(
@@ -147,8 +167,8 @@ def sweep(
 
     Options as for :func:`pxp_fast.plan` and :func:`evaluate`.
     """
+    if len(rates) == 0:
+        raise PlanError("a sweep was asked for at no rates; give at least one, such as 0")
     plans = [plan(scores, rate, order=order, seed=seed, **plan_options) for rate in rates]
     measured = evaluate_plans(model, plans, loader, dtype=dtype, progress=progress, description=f"{order} first")
-    return Curve(
-        tuple(rates), tuple(m.accuracy for m in measured), tuple(one.removed_count for one in plans), order
-    )
+    return Curve(tuple(rates), tuple(m.accuracy for m in measured), tuple(one.removed_count for one in plans), order)

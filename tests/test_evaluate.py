@@ -1,5 +1,7 @@
 """Accuracy, sweeps over rates, A_PR and Top-PR: by hand."""
 
+import collections
+
 import pytest
 import torch
 from oracles.networks import pictures, randomise
@@ -71,6 +73,59 @@ def task():
     return model, images, labels
 
 
+class Normalising(nn.Module):
+    """Writes into the images it is given."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x):
+        return self.body(x.sub_(0.3).div_(0.5))
+
+
+def test_a_model_that_writes_into_its_images_gets_them_anew_for_every_plan(task):
+    model, images, labels = task
+    plain = nn.Sequential(collections.OrderedDict(body=model))
+    scores = pxp.score(plain, [(images, labels)])
+    before = images.clone()
+    truth = pxp.sweep(plain, scores, [((images - 0.3) / 0.5, labels)])
+    found = pxp.sweep(Normalising(model), scores, [(images, labels)])
+    assert found.accuracies == truth.accuracies
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_images_are_cast_to_the_models_parameters(task, dtype):
+    model, images, labels = task
+    expected = (model(images.to(dtype).double()).argmax(1) == labels).sum().item()
+    assert pxp.evaluate(model, [(images.to(dtype), labels)]).correct == expected
+
+
+class Wrapping(nn.Module):
+    def __init__(self, wrap) -> None:
+        super().__init__()
+        self.wrap = wrap
+
+    def forward(self, x):
+        return self.wrap(x[:, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("wrap", "found"),
+    [
+        (lambda logits: {"logits": logits}, "dict"),
+        (lambda logits: (logits, logits), "tuple"),
+        (lambda logits: logits[0], r"\(3,\)"),
+        (lambda logits: logits[:, :, None], r"\(2, 3, 1\)"),
+        (lambda logits: logits[:1], r"\(1, 3\)"),
+    ],
+)
+def test_a_model_that_returns_no_logits_is_named(wrap, found):
+    with pytest.raises(PxpError, match=f"Wrapping returned .*{found}.* for 2 images.* logits"):
+        pxp.evaluate(Wrapping(wrap), [(torch.zeros(2, 1, 1, 3), torch.zeros(2, dtype=torch.int64))])
+
+
 @pytest.mark.parametrize("order", ["least", "most", "random"])
 def test_a_sweep_is_one_evaluation_per_rate(task, order):
     model, images, labels = task
@@ -108,3 +163,15 @@ def test_a_pr_and_top_pr_by_hand():
     assert curve_of((0, 0.1), (0.8, 0.7)).top_pr == 0
     assert curve_of((0, 0.1, 0.2), (0.8, 0.75, 0.79)).top_pr == 0.2  # the highest rate, whatever lies between
     assert curve_of((0, 0.05), (1.0, 0.95)).top_pr == 0.05  # exactly 95 % is kept
+
+
+def test_a_network_that_is_never_right_has_nothing_to_keep():
+    assert curve_of((0, 0.5, 0.95), (0.0, 0.0, 0.0)).top_pr == 0
+    assert curve_of((0, 0.5, 0.95), (0.0, 0.1, 0.0)).top_pr == 0
+
+
+def test_a_sweep_without_rates_is_an_error(task):
+    model, images, labels = task
+    scores = pxp.score(model, [(images, labels)])
+    with pytest.raises(PxpError, match="no rates"):
+        pxp.sweep(model, scores, [(images, labels)], rates=[])

@@ -52,7 +52,9 @@ def summary(results: Results) -> str:
     )
     least = results.curve("least")
     tops = [curve.top_pr for curve in results.curves if curve.order == "random"]
-    if least and tops:
+    if not results.before.correct:
+        text += " The accuracy of the unpruned network is 0, so there is none to keep."
+    elif least and tops:
         text += (
             f" Up to {percent(least.top_pr, 0)} can go while at least 95\u202f% of the unpruned accuracy stays; "
             f"in random order {percent(statistics.median_low(tops), 0)} (median of {len(tops)})."

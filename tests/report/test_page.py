@@ -7,6 +7,8 @@ import pytest
 
 from pxp_fast import report
 from pxp_fast.errors import PxpError
+from pxp_fast.evaluate import Curve
+from pxp_fast.report import words
 from report.examples import curve, heat_maps, results
 
 
@@ -121,6 +123,17 @@ def test_several_runs_share_a_page_without_sharing_ids():
     used = {link for _, a in reader.elements for k, v in a.items() if k in ("href", "xlink:href") for link in [v[1:]]}
     used |= set(re.findall(r"url\(#(\w+)\)", page))
     assert used <= set(ids)
+
+
+def test_a_network_that_is_never_right_keeps_nothing_worth_a_rate():
+    nothing = tuple(0.0 for _ in results().curves[0].rates)
+    curves = []
+    for found in results().curves:
+        made = Curve(found.rates, nothing, found.removed, found.order)
+        curves.append(found.model_copy(update={"accuracies": nothing, "a_pr": made.a_pr, "top_pr": made.top_pr}))
+    text = words.summary(results(before=Hits(correct=0, total=300), curves=tuple(curves)))
+    assert "can go" not in text
+    assert "The accuracy of the unpruned network is 0, so there is none to keep." in text
 
 
 def test_it_is_the_same_each_time(page):
