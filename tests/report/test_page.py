@@ -9,6 +9,7 @@ from pxp_fast import report
 from pxp_fast.errors import PxpError
 from pxp_fast.evaluate import Curve
 from pxp_fast.report import words
+from pxp_fast.results import Hits
 from report.examples import curve, heat_maps, results
 
 
