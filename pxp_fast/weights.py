@@ -21,7 +21,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Load the safetensors file or state dict at `path` into `model`, strictly.
 
     Wrappers that training scripts leave behind are taken off: an outer dictionary ("state_dict", "model", ...), and a
-    prefix that every name carries ("module." of DistributedDataParallel, "_orig_mod." of torch.compile).
+    prefix that every name carries ("module." of DistributedDataParallel, "_orig_mod." of torch.compile). The counts of
+    batches that normalization layers keep may be missing, as in files older than these counts.
 
     Raises
     ------
@@ -30,7 +31,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         names the first few missing, unexpected and wrongly shaped parameters.
     """
     path = Path(path)
-    state = _fit_names(read_state_dict(path), model)
+    counts = {name: n for name, n in model.state_dict().items() if name.split(".")[-1] == "num_batches_tracked"}
+    state = counts | _fit_names(read_state_dict(path), model)
     _refuse_misfit(state, model, path)
     model.load_state_dict(state, strict=True)
 
@@ -59,12 +61,20 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
 
 def refuse_non_finite(model: nn.Module, name: str) -> None:
-    """Raise ModelError naming the first parameter or buffer of `model` that holds NaN or infinity."""
+    """Raise ModelError naming the first parameter or buffer of `model` that holds NaN or infinity.
+
+    Buffers other than batch statistics may hold infinities, as attention masks do.
+    """
+    learned = {key for key, _ in model.named_parameters(remove_duplicate=False)}
     for key, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            bad = int((~torch.isfinite(tensor)).sum())
+        if not tensor.is_floating_point():
+            continue
+        what = "parameter" if key in learned else "buffer"
+        finite = key in learned or key.split(".")[-1] in ("running_mean", "running_var")
+        wrong = ~torch.isfinite(tensor) if finite else torch.isnan(tensor)
+        if bad := int(wrong.sum()):
             raise ModelError(
-                f"{name}: parameter {key} holds NaN or infinite values ({bad} of {tensor.numel()}); "
+                f"{name}: {what} {key} holds NaN or infinite values ({bad} of {tensor.numel()}); "
                 "relevance through it would mean nothing: use a checkpoint whose weights are finite"
             )
 

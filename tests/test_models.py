@@ -130,6 +130,62 @@ def test_weights_with_infinity_are_refused(module, tmp_path, trained):
         load(f"{module}:classifier", weights=tmp_path / "weights.pth")
 
 
+NORMED = """
+
+def normed(wrong="", value=0.0):
+    class Masking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mask", torch.full((4, 4), float("-inf")).triu(1))
+
+        def forward(self, x):
+            return x + 0 * self.mask.isinf().sum()
+
+    built = classifier()
+    model = nn.Sequential(built[0], nn.BatchNorm2d(6), Masking(), *list(built)[1:])
+    if wrong:
+        model.state_dict()[wrong].view(-1)[1] = float(value)
+    model.pxp_input = built.pxp_input
+    return model
+"""
+
+
+@pytest.fixture
+def normed(module, tmp_path):
+    """A network with batch statistics and a mask of minus infinity."""
+    with open(tmp_path / f"{module}.py", "a") as source:
+        source.write(NORMED)
+    return f"{module}:normed"
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_weights_saved_before_batches_were_counted_are_loaded(normed, tmp_path, suffix):
+    state = load(normed).model.state_dict()
+    old = {name: tensor + 1 for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    assert len(old) == len(state) - 1
+    path = tmp_path / f"old.{suffix}"
+    save_file(old, path) if suffix == "safetensors" else torch.save(old, path)
+    found = load(normed, weights=path).model.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in old.items())
+    del old["1.running_var"]
+    torch.save(old, tmp_path / "less.pth")
+    with pytest.raises(ModelError, match=r"1 missing: 1\.running_var\."):
+        load(normed, weights=tmp_path / "less.pth")
+
+
+def test_a_mask_may_hold_infinities(normed):
+    assert load(normed).model.state_dict()["2.mask"].isinf().sum() == 6
+
+
+@pytest.mark.parametrize(
+    ("wrong", "value"),
+    [("2.mask", "nan"), ("1.running_var", "inf"), ("1.running_mean", "-inf"), ("1.weight", "inf"), ("0.bias", "nan")],
+)
+def test_infinity_and_nan_that_matter_are_refused(normed, wrong, value):
+    with pytest.raises(ModelError, match=rf"{wrong.replace('.', '[.]')} holds NaN or infinite values \(1 of"):
+        load(normed, checkpoint_kwargs={"wrong": wrong, "value": value})
+
+
 class Bomb:
     """Unpickling it would run code."""
 
