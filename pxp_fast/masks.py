@@ -40,9 +40,17 @@ def masked(model: nn.Module, plan: Plan) -> Iterator[nn.Module]:
         apply_mask(model, plan)
         yield model
     finally:
-        with torch.no_grad():
-            for (tensor, dim, index), original in zip(gone, held, strict=True):
-                tensor.index_copy_(dim, index, original)
+        try:
+            _restore(gone, held)
+        except BaseException:  # an interruption between two layers
+            _restore(gone, held)
+            raise
+
+
+@torch.no_grad()
+def _restore(gone: list[tuple[Tensor, int, Tensor]], held: list[Tensor]) -> None:
+    for (tensor, dim, index), original in zip(gone, held, strict=True):
+        tensor.index_copy_(dim, index, original)
 
 
 def _entries(model: nn.Module, plan: Plan) -> list[tuple[Tensor, Tensor, int]]:

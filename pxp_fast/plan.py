@@ -36,6 +36,11 @@ class PlannedGroup(pydantic.BaseModel, extra="forbid", frozen=True):
     def _removed_exist(self) -> PlannedGroup:
         if any(not 0 <= unit < self.count for unit in self.removed) or len(set(self.removed)) != len(self.removed):
             raise ValueError(f"{self.name} removes units that it does not have, or one twice")
+        for piece in self.slices:
+            entries = sorted(e for own in piece.index or () for e in own)
+            whole = piece.index is None or (len(piece.index) == self.count and entries == list(range(len(entries))))
+            if piece.dim < 0 or piece.block < 1 or not whole:
+                raise ValueError(f"{self.name} owns impossible entries of {piece.parameter}")
         return self
 
     def kept(self) -> Tensor:

@@ -23,6 +23,10 @@ from .lrp.rules import ACTIVATIONS
 KINDS = ("filter", "neuron", "head")
 GATES = {"sigmoid", "hardsigmoid", "softplus"}
 POOLING = {"adaptive_avg_pool2d", "avg_pool2d", "mean", "max_pool2d", "adaptive_max_pool2d", "amax"}
+# What may stand between the classifier and the logits.
+KEEPING_CLASSES = {
+    "softmax", "log_softmax", "mul", "div", "add", "sub", "neg", "batch_norm", "stack", "cat", "getitem", "expand",
+}  # fmt: skip
 # What keeps or merely rearranges values on the way from an attention to the layer that reads its heads.
 REARRANGING = {
     "view", "reshape", "flatten", "unflatten", "permute", "transpose", "contiguous", "clone", "squeeze", "unsqueeze",
@@ -119,16 +123,19 @@ def find_units(captured: Captured, kinds: tuple[str, ...] | None = None) -> list
         A unit layer's output does not hold the samples in a dimension of its own.
     """
     wanted = KINDS if kinds is None else kinds
+    classifiers = _classifiers(captured)
     heads = [site for node in captured.nodes() if (site := _heads(captured, node)) is not None]
     by_node = {site.node: site for site in heads} if "head" in wanted else {}
     for node in captured.nodes():
-        if _yields_logits(captured, node):
+        if node in classifiers:
             continue
         if node.target in CONVOLUTIONS and "filter" in wanted and not (heads and _embeds_patches(captured, node)):
             by_node[node] = _weighted(captured, node, "filter")
         elif node.target is LINEAR and "neuron" in wanted and _is_neuron_layer(captured, node):
             by_node[node] = _weighted(captured, node, "neuron")
-    return [by_node[node] for node in captured.nodes() if by_node.get(node) is not None]
+    sites = [by_node[node] for node in captured.nodes() if by_node.get(node) is not None]
+    _check_samples_outermost(captured, sites)
+    return sites
 
 
 def _weighted(captured: Captured, node: fx.Node, kind: str) -> Site | None:
@@ -140,9 +147,11 @@ def _weighted(captured: Captured, node: fx.Node, kind: str) -> Site | None:
     if bias in captured.parameters:
         slices.append(ParameterSlice(captured.parameters[bias], 0))
     norm = next(iter(node.users)) if len(node.users) == 1 else None
-    if norm is not None and norm.target is ATEN.batch_norm.default:
+    by_channel = node.target in CONVOLUTIONS or node.meta["val"].dim() == 2
+    if norm is not None and norm.target is ATEN.batch_norm.default and by_channel:
         affine = (argument(norm, "weight"), argument(norm, "bias"))
-        slices += [ParameterSlice(captured.parameters[p], 0, role="norm") for p in affine if p in captured.parameters]
+        own = [p for p in affine if p in captured.parameters and len(p.users) == 1]  # not another layer's as well
+        slices += [ParameterSlice(captured.parameters[p], 0, role="norm") for p in own]
     group = UnitGroup(name.rpartition(".")[0] or name, kind, captured.constants[weight].shape[0], tuple(slices))
     return Site(group, node, _batch_dim(captured, node))
 
@@ -162,6 +171,30 @@ def _batch_dim(captured: Captured, node: fx.Node) -> int:
     )
 
 
+def _check_samples_outermost(captured: Captured, sites: list[Site]) -> None:
+    """Refuse folded batch dimensions whose rows are not grouped by sample: changing one image must not reach others.
+
+    Windows, tokens or frames may be folded into the batch with the samples outermost or innermost; only running the
+    graph tells.
+    """
+    folded = [s for s in sites if s.batch_dim == 0 and not same_size(captured.shape(s.node)[0], captured.batch)]
+    if not folded:
+        return
+    like = captured.images.meta["val"]
+    random = torch.Generator().manual_seed(0)
+    device = next(iter(captured.constants.values())).device
+    first, second, other = (torch.randn(1, *like.shape[1:], generator=random).to(device, like.dtype) for _ in range(3))
+    nodes = {site.node for site in folded}
+    before, after = (captured.values(torch.cat((first, last)), nodes) for last in (second, other))
+    for site in folded:
+        half = len(before[site.node]) // 2
+        if not torch.equal(before[site.node][:half], after[site.node][:half]):
+            raise CaptureError(
+                f"{site.group.name} folds {list(captured.shape(site.node))[0]} rows into the batch with images side by "
+                "side, so relevance per image is not defined; fold with the images outermost, as flatten(0, 1) does"
+            )
+
+
 def _embeds_patches(captured: Captured, node: fx.Node) -> bool:
     kernel = list(captured.constants[node.args[1]].shape[2:])
     stride = argument(node, "stride")
@@ -169,15 +202,19 @@ def _embeds_patches(captured: Captured, node: fx.Node) -> bool:
     return node.args[0] is captured.images and max(kernel) > 1 and stride * (len(kernel) // len(stride)) == kernel
 
 
-def _yields_logits(captured: Captured, node: fx.Node) -> bool:
-    """Whether the node's outputs are the classes: nothing but pooling and the like between it and the logits."""
-    while node is not captured.logits:
-        users = list(node.users)
-        passes = packet(users[0]) in REARRANGING | POOLING or users[0].target in ACTIVATIONS if users else False
-        if len(users) != 1 or not passes:
-            return False
-        node = users[0]
-    return True
+def _classifiers(captured: Captured) -> set[fx.Node]:
+    """The layers whose outputs are the classes: met first on the way up from the logits, through what keeps classes."""
+    found, seen, pending = set(), set(), [captured.logits]
+    while pending:
+        node = pending.pop()
+        if node in seen or node in captured.constants or node.op != "call_function":
+            continue
+        seen.add(node)
+        if node.target is LINEAR or node.target in CONVOLUTIONS:
+            found.add(node)
+        elif packet(node) in REARRANGING | POOLING | KEEPING_CLASSES or node.target in ACTIVATIONS:
+            pending += node.all_input_nodes
+    return found
 
 
 def _is_neuron_layer(captured: Captured, node: fx.Node) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor, nn
 
@@ -60,6 +62,9 @@ class Relevance:
             if name not in groups:
                 groups[name], offsets[name] = site.group, total
                 total += site.group.count
+            else:
+                slices = dict.fromkeys((*groups[name].slices, *site.group.slices))
+                groups[name] = dataclasses.replace(groups[name], slices=tuple(slices))
             readers[site.node] = Reader(offsets[name], site.group.count, site.batch_dim, site.scale)
         self.units = tuple(groups.values())
         self.num_classes = captured.num_classes

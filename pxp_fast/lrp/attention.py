@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx
 
 from .. import ops
-from .rules import Affine, Operator, Run, Taped
+from .rules import Affine, Operator, Run, Taped, stabilized
 
 
 class MatrixProduct(Affine):
@@ -31,7 +31,7 @@ def _split_evenly(run: Run, carry: Tensor, value: Tensor, eps: float, reader) ->
     The relevance that reaches the softmax of a head and query, summed over keys, is the row dot ``c' . O``.
     """
     if reader is None:
-        return ops.epsilon(carry, value, eps=eps / 2)[0] / 2
+        return stabilized(carry, value, eps / 2) / 2
     shape = value.shape
 
     def heads(tensor: Tensor) -> Tensor:
@@ -58,7 +58,8 @@ class Attention(Operator):
 
     def forward(self, run: Run) -> tuple[object, object]:
         sources, rest = run.value(self.node.args[:3]), run.value((self.node.args[3:], self.node.kwargs))
-        if not self.receivers or self.plain and _recomputes(sources[1]):
+        same = len({tuple(s.shape[:2]) for s in sources}) == 1
+        if not self.receivers or self.plain and same and _recomputes(sources[1]):
             out = self.node.target(*sources, *rest[0], **rest[1])
             return out, (out, sources)
         with torch.enable_grad():
@@ -82,7 +83,7 @@ class Attention(Operator):
 
 def _recomputes(key: Tensor) -> bool:
     """Whether plain matrix products beat the fused backward: on a CPU in reduced precision they take half its time."""
-    return key.device.type == "cpu" and key.dtype == torch.bfloat16 and key.shape[-2] >= 64
+    return key.device.type == "cpu" and key.dtype == torch.bfloat16 and key.dim() == 4 and key.shape[-2] >= 64
 
 
 def _backward_by_sample(

@@ -23,9 +23,14 @@ from ..errors import CaptureError, ModelError
 
 ATEN = torch.ops.aten
 
-IDENTITIES = {ATEN.dropout.default, ATEN.feature_dropout.default, ATEN.alias.default, ATEN.detach.default}
+DROPOUTS = {
+    ATEN.dropout.default,
+    ATEN.alpha_dropout.default,
+    ATEN.feature_dropout.default,
+    ATEN.feature_alpha_dropout.default,
+}
+IDENTITIES = DROPOUTS | {ATEN.alias.default, ATEN.detach.default}
 MADE_FROM_TYPE = {"new_zeros", "new_ones", "new_full", "new_tensor"}
-RANDOM = {"bernoulli", "rand", "rand_like", "randn", "randn_like", "randperm", "native_dropout", "rrelu_with_noise"}
 
 
 @dataclasses.dataclass
@@ -39,7 +44,7 @@ class Captured:
     constants
         Value of each node that does not depend on the images.
     parameters
-        Name in the model's ``state_dict`` of each node that is a parameter or a buffer.
+        Name in the model's ``state_dict`` of each node that is a parameter.
     images, logits
         The input node ``[N, C, H, W]`` and the output node ``[N, classes]``.
     """
@@ -69,12 +74,16 @@ class Captured:
 
     def forward(self, images: Tensor) -> Tensor:
         """The model's logits, computed operator by operator: bit-equal to the model in eval mode."""
+        return self.values(images, {self.logits})[self.logits]
+
+    @torch.no_grad()
+    def values(self, images: Tensor, wanted: set[fx.Node]) -> dict[fx.Node, Tensor]:
+        """The values of some nodes."""
         env: dict[fx.Node, object] = {**self.constants, self.images: images}
-        with torch.no_grad():
-            for node in self.nodes():
-                args, kwargs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
-                env[node] = node.target(*args, **kwargs)
-        return env[self.logits]
+        for node in self.nodes():
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
+            env[node] = node.target(*args, **kwargs)
+        return {node: env[node] for node in wanted}
 
     def eliminate_dead(self) -> None:
         """Drop the nodes that the logits do not depend on."""
@@ -110,20 +119,54 @@ def capture(model: nn.Module, example: Tensor) -> Captured:
     ModelError
         A parameter or buffer is not finite.
     """
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            count = int((~torch.isfinite(tensor)).sum())
-            raise ModelError(f"parameter {name} holds {count} NaN or infinite values; load intact weights")
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise CaptureError(f"{type(model).__name__} spreads a model over devices; pass the model inside, model.module")
+    if isinstance(model, torch._dynamo.OptimizedModule):
+        raise CaptureError("a compiled model cannot be captured; pass the model that was given to torch.compile")
+    _refuse_non_finite(model)
     device = next((p.device for p in model.parameters()), example.device)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), example.dtype)
     example = torch.zeros((2, *example.shape[1:]), dtype=dtype, device=device)
-    program = _export(model, example)
-    captured = _flatten(program, type(model).__name__)
-    _evaluate_constants(captured)
-    _remove_in_place(captured)
-    _remove_identities(captured)
-    captured.eliminate_dead()
+    # Tensors made in inference mode could not be differentiated later, and autocast would be traced into the graph.
+    with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+        program = _export(model, example)
+        captured = _flatten(program, type(model).__name__)
+        _refuse_random(captured)
+        _evaluate_constants(captured)
+        _remove_in_place(captured)
+        _remove_identities(captured)
+        captured.eliminate_dead()
+        _check_against(model, captured, example)
     return captured
+
+
+def _refuse_non_finite(model: nn.Module) -> None:
+    """Buffers may hold infinities (attention masks do), parameters may not, and nothing may be NaN."""
+    for kind, tensors in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+        for name, tensor in tensors:
+            if not tensor.is_floating_point():
+                continue
+            bad = ~torch.isfinite(tensor) if kind == "parameter" else torch.isnan(tensor)
+            if bool(bad.any()):
+                raise ModelError(f"{kind} {name} holds {int(bad.sum())} NaN or infinite values; load intact weights")
+
+
+def _check_against(model: nn.Module, captured: Captured, example: Tensor) -> None:
+    """Refuse a graph that does not compute what the model does, whatever tracing may have missed."""
+    images = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng([example.device] if example.is_cuda else []):
+        outputs = torch.func.functional_call(model, buffers, (images,))
+        found = captured.forward(images)
+    flat = torch.utils._pytree.tree_leaves(outputs)
+    same = [o for o in flat if isinstance(o, Tensor) and o.shape == found.shape]
+    tolerance = 10 * torch.finfo(found.dtype).eps ** 0.5
+    if not any(bool(((o - found).abs() <= tolerance * (1 + o.abs().max())).all()) for o in same):
+        raise CaptureError(
+            f"the graph captured of {type(model).__name__} computes something else than the model: it draws random "
+            "numbers, or writes in place into a tensor that is also read through a view; make forward() a fixed "
+            "function that writes its results to new tensors"
+        )
 
 
 def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
@@ -168,6 +211,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _flatten(program: torch.export.ExportedProgram, name: str) -> Captured:
     graph = program.graph_module.graph
+    _inline_contexts(program.graph_module)
     signature = program.graph_signature
     owners = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     lifted = signature.inputs_to_lifted_tensor_constants
@@ -176,7 +220,8 @@ def _flatten(program: torch.export.ExportedProgram, name: str) -> Captured:
         if node.op != "placeholder":
             continue
         if node.name in owners:
-            parameters[node] = owners[node.name]
+            if node.name in signature.inputs_to_parameters:
+                parameters[node] = owners[node.name]
             held = program.state_dict.get(owners[node.name], program.constants.get(owners[node.name]))
             constants[node] = held  # as it is: ATen's choice of a matrix product asks whether weights need gradients
         elif node.name in lifted:
@@ -190,7 +235,31 @@ def _flatten(program: torch.export.ExportedProgram, name: str) -> Captured:
     if not logits:
         found = [tuple(n.meta["val"].shape) for n in outputs if isinstance(n, fx.Node) and "val" in n.meta]
         raise CaptureError(f"{name} returns {found}, not logits [N, classes]; wrap it so that forward() returns those")
+    if len(logits) > 1:
+        widths = ", ".join(str(int(n.meta["val"].shape[1])) for n in logits)
+        raise CaptureError(f"{name} returns {len(logits)} tensors [N, C], C = {widths}; wrap it to return the logits")
     return Captured(graph, constants, parameters, images[0], logits[0])
+
+
+def _inline_contexts(module: fx.GraphModule) -> None:
+    """Replace what ``with torch.autocast(...)`` or ``torch.no_grad()`` inside a forward() wraps by its contents."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        if not isinstance(node.target, torch._ops.HigherOrderOperator):
+            continue
+        inner = next((a for a in node.args if isinstance(a, fx.Node) and a.op == "get_attr"), None)
+        if inner is None or not str(node.target).startswith("wrap_with_"):
+            raise CaptureError(f"{module_of(node)} uses {node.target}, whose relevance is not defined; write it out")
+        body = getattr(module, inner.target)
+        _inline_contexts(body)
+        operands = node.args[node.args.index(inner) + 1 :]
+        values = dict(zip((n for n in body.graph.nodes if n.op == "placeholder"), operands, strict=True))
+        with graph.inserting_before(node):
+            results = graph.graph_copy(body.graph, values)
+        for user in list(node.users):
+            user.replace_all_uses_with(results[user.args[1]])
+            graph.erase_node(user)
+        graph.erase_node(node)
 
 
 def _is_logits(node: fx.Node, images: fx.Node) -> bool:
@@ -203,9 +272,24 @@ def _is_logits(node: fx.Node, images: fx.Node) -> bool:
     )
 
 
+def _refuse_random(captured: Captured) -> None:
+    for node in captured.graph.nodes:
+        if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()) or node.target in IDENTITIES:
+            continue
+        if argument(node, "dropout_p") != 0:  # attention that drops nothing is as good as fixed
+            raise CaptureError(f"{module_of(node)} draws random numbers in eval mode ({node.target})")
+
+
 def _evaluate_constants(captured: Captured) -> None:
     """Run, in order and as written, every operator that the images do not reach."""
     constants = captured.constants
+    for node in captured.graph.nodes:  # what the model writes into stays the model's
+        if node.op == "call_function" and getattr(getattr(node.target, "_schema", None), "is_mutable", False):
+            base = node.args[0]
+            while is_view(base):
+                base = base.args[0]
+            if base in constants:
+                constants[base] = constants[base].clone()
     with torch.no_grad():
         for node in captured.graph.nodes:
             if node.op != "call_function":
@@ -257,16 +341,13 @@ def is_view(node: object) -> bool:
 
 def _remove_identities(captured: Captured) -> None:
     for node in list(captured.nodes()):
-        packet = getattr(node.target, "overloadpacket", None)
         if node.target in IDENTITIES:
-            if len(node.args) > 2 and node.args[1] and node.args[2]:
+            if node.target in DROPOUTS and argument(node, "p") and argument(node, "train"):
                 raise CaptureError(f"{module_of(node)} applies dropout in eval mode; relevance needs a fixed function")
             node.replace_all_uses_with(node.args[0])
             if node is captured.logits:
                 captured.logits = node.args[0]
             captured.graph.erase_node(node)
-        elif packet is not None and packet.__name__ in RANDOM:
-            raise CaptureError(f"{module_of(node)} draws random numbers in eval mode ({node.target})")
 
 
 def module_of(node: fx.Node) -> str:

@@ -38,8 +38,8 @@ MATRIX_PRODUCTS = {"matmul", "bmm", "mm", "einsum"}
 ORDINARY = {
     "_softmax", "_unsafe_view", "adaptive_max_pool1d", "adaptive_max_pool2d", "amax", "cat", "chunk", "clone",
     "constant_pad_nd", "contiguous", "div", "expand", "flatten", "flip", "gather", "grid_sampler",
-    "hardsigmoid", "im2col", "index", "index_select", "masked_fill", "max_pool1d", "max_pool2d", "max_pool3d",
-    "movedim", "mul", "narrow", "neg", "pad", "permute", "pixel_shuffle", "pixel_unshuffle", "repeat",
+    "hardsigmoid", "im2col", "index", "index_select", "log_softmax", "masked_fill", "max_pool1d", "max_pool2d",
+    "max_pool3d", "movedim", "mul", "narrow", "neg", "pad", "permute", "pixel_shuffle", "pixel_unshuffle", "repeat",
     "repeat_interleave", "reshape", "roll", "select", "sigmoid", "slice", "softmax", "split", "split_with_sizes",
     "squeeze", "stack", "t", "tile", "to", "transpose", "unbind", "unflatten", "unfold", "unsafe_split", "unsqueeze",
     "upsample_bicubic2d", "upsample_bilinear2d", "upsample_nearest2d", "view", "where", "_to_copy",

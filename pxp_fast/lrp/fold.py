@@ -7,7 +7,9 @@ from torch import Tensor, fx
 
 from .capture import ATEN, Captured, argument, same_size
 
-CONVOLUTIONS = {ATEN.conv1d.default, ATEN.conv2d.default, ATEN.conv3d.default, ATEN.conv2d.padding, ATEN.conv1d.padding}
+CONVOLUTIONS = {
+    getattr(packet, name) for packet in (ATEN.conv1d, ATEN.conv2d, ATEN.conv3d) for name in ("default", "padding")
+}
 LINEAR = ATEN.linear.default
 WEIGHTED = CONVOLUTIONS | {LINEAR}
 VIEWS = {ATEN.view.default, ATEN.reshape.default, ATEN._unsafe_view.default}
@@ -104,15 +106,16 @@ def prepare_for_dtype(captured: Captured, dtype: torch.dtype, device: torch.devi
     Casts between floating dtypes go (they kept parts of the model in float32; the program has one dtype), tensors made
     from the batch size are made where and as the rest is, and views become reshapes, which any strides allow.
     """
+
+    def retarget(argument: object) -> object:
+        if isinstance(argument, torch.device):
+            return device
+        return dtype if isinstance(argument, torch.dtype) and argument.is_floating_point else argument
+
     for node in list(captured.nodes()):
         if node.target in VIEWS:
             node.target = ATEN.reshape.default
-        kwargs = dict(node.kwargs)
-        if kwargs.get("device") is not None:
-            kwargs["device"] = device
-        if kwargs.get("dtype") is not None and kwargs["dtype"].is_floating_point:
-            kwargs["dtype"] = dtype
-        node.kwargs = kwargs
+        node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), retarget)
         source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
         if node.target in CASTS and source.meta["val"].is_floating_point() and node.meta["val"].is_floating_point():
             replace(captured, node, source)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import ops
 from .capture import argument
-from .rules import Operator, Run
+from .rules import Operator, Run, stabilized
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
@@ -51,7 +51,7 @@ class GroupNorm(Operator):
 
     def backward(self, run: Run, carry: Tensor, saved) -> None:
         value, rstd, weight = saved
-        scaled = ops.epsilon(carry, value, eps=self.eps)[0]
+        scaled = stabilized(carry, value, self.eps)
         if weight is not None:
             scaled = scaled * weight.view(-1, *[1] * (value.dim() - 2))
         t = scaled.flatten(1).unflatten(1, (rstd.shape[1], -1)) * rstd.unsqueeze(-1)
@@ -72,4 +72,4 @@ class RootMeanSquareNorm(Operator):
 
     def backward(self, run: Run, carry: Tensor, saved) -> None:
         value, scale = saved
-        run.give(self.node.args[0], ops.epsilon(carry, value, eps=self.eps)[0] * scale)
+        run.give(self.node.args[0], stabilized(carry, value, self.eps) * scale)

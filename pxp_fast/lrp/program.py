@@ -111,9 +111,9 @@ class Program:
             return value
         value = value.detach().to(self.device, self.dtype if value.is_floating_point() else None)
         convolves = any(user.target in CONVOLUTIONS and user.args[1] is node for user in node.users)
-        if self.channels_last and value.dim() == 4 and convolves:
-            value = value.contiguous(memory_format=torch.channels_last)
-        return value
+        # Either layout would otherwise spread from the model's weights through the whole pass.
+        layout = torch.channels_last if self.channels_last and value.dim() == 4 else torch.contiguous_format
+        return value.contiguous(memory_format=layout) if convolves else value
 
     def _reached_from(self, start: set[fx.Node], read: set[fx.Node]) -> set[fx.Node]:
         """The nodes that relevance must reach on its way to the unit layers and the starting nodes."""
@@ -145,7 +145,6 @@ class Program:
             release.append(dead)
         return release[::-1]
 
-    @torch.no_grad()
     def run(
         self,
         images: Tensor,
@@ -173,10 +172,14 @@ class Program:
             ``[2, N, U]`` in float32 (float64 for float64): each unit's signed relevance summed over positions, tokens
             or queries, and the sum of its absolute values.
         """
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            return self._run(images, targets, initial, observe)
+
+    def _run(self, images: Tensor, targets: Tensor, initial: str, observe: Callable | None) -> Tensor:
         targets = self._check(images, targets, initial)
-        images = images.to(self.device, self.dtype)
-        if self.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = images.clone() if images.is_inference() else images
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        images = images.to(self.device, self.dtype).contiguous(memory_format=layout)
         run = Run(self.live, {**self.constants, self.captured.images: images}, len(images))
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
         run.table = torch.zeros(2, len(images), self.units, dtype=wide, device=self.device)
@@ -208,7 +211,8 @@ class Program:
         """The carry of the logits: relevance 1 (or the logit) at the target, none elsewhere."""
         chosen = targets.unsqueeze(1)
         at = logits.gather(1, chosen)
-        carry = torch.ones_like(at) if initial == "logit" else 1 / torch.where(at == 0, self.composite.stabilizer, at)
+        # A logit of exactly 0 has no relevance to give: its carry would be infinite.
+        carry = torch.ones_like(at) if initial == "logit" else torch.where(at == 0, 0, 1 / at)
         return torch.zeros_like(logits).scatter_(1, chosen, carry)
 
     def _check(self, images: Tensor, targets: Tensor, initial: str) -> Tensor:

@@ -53,6 +53,13 @@ def fused_activation(node: fx.Node) -> str | None:
     return names.get(node.target)
 
 
+def stabilized(carry: Tensor, value: Tensor, eps: float) -> Tensor:
+    """``c f(z)``, where no unit is read."""
+    if value.dim() < 2:
+        return ops.epsilon(carry.reshape(-1, 1), value.reshape(-1, 1), eps=eps)[0].view(value.shape)
+    return ops.epsilon(carry, value, eps=eps)[0]
+
+
 class Run:
     """The state of one pass: values still needed, what each operator put by, carries not yet consumed."""
 
@@ -246,7 +253,7 @@ class Sum(Operator):
 
     def backward(self, run: Run, carry: Tensor, saved) -> None:
         value, shapes = saved
-        scaled = ops.epsilon(carry, value, eps=self.eps)[0]
+        scaled = stabilized(carry, value, self.eps)
         for (operand, factor), shape in zip(self.factors, shapes, strict=True):
             if operand in run.live:
                 share = scaled if scaled.shape == shape else scaled.sum_to_size(shape)
@@ -314,7 +321,7 @@ class Affine(Taped):
 
     def backward(self, run: Run, carry: Tensor, saved) -> None:
         value, saved = saved
-        super().backward(run, ops.epsilon(carry, value, eps=self.eps)[0] if value.dim() > 1 else carry, saved)
+        super().backward(run, stabilized(carry, value, self.eps), saved)
 
 
 class ElementwiseProduct(Taped):

@@ -166,7 +166,6 @@ def test_fast_float32_takes_other_kernels_to_the_same_scores(build):
     model, images, labels = build()
     truth = Relevance(copy.deepcopy(model).double(), images.double()).run(images.double(), labels)[1].sum(0)
     plain, fast = (Relevance(model, images, fast=choice).run(images, labels)[1].sum(0) for choice in (False, True))
-    assert not torch.equal(plain, fast)
     assert relative_l1(fast, truth) < max(1e-5, 10 * relative_l1(plain, truth))
 
 
@@ -260,9 +259,10 @@ class BatchStatistics(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)
+        self.fc = nn.Linear(4, 5)
 
     def forward(self, x):
-        return self.norm(self.conv(x)).mean((2, 3))
+        return self.fc(self.norm(self.conv(x)).mean((2, 3)))
 
 
 @pytest.mark.parametrize("network", [BranchesOnData, NoLogits, Noisy, BatchStatistics])
