@@ -99,7 +99,7 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
             after = evaluate(network, to_judge, dtype=autocast(config), progress=_named(track, "pruned"))
     with _timed(seconds, "sweep"):
         curves = tuple(_curves(network, scores, before, to_judge, config, track))
-    with _timed(seconds, "heat maps"):
+    with _timed(seconds, "heat maps"), engine_notes():  # the same as when scoring
         maps = explain(loaded, plan, evaluation, config.heatmaps, config.composite)
         maps.save(config.out / "heatmaps.safetensors")
 

@@ -135,7 +135,7 @@ def test_images_that_cannot_be_read_are_not_counted_among_those_shared(place):
     assert (found.reference.read, found.evaluation.read, found.shared_images) == (23, 23, 23)
 
 
-def test_operators_without_a_rule_are_named(place):
+def test_operators_without_a_rule_are_named(place, recwarn):
     folder, module = place
     with open(folder / f"{module}.py", "a") as source:
         source.write(
@@ -148,8 +148,10 @@ def test_operators_without_a_rule_are_named(place):
             "    waved.pxp_input = built.pxp_input\n"
             "    return waved\n"
         )
-    found = run(config(place, "waving", random_seeds=0, heatmaps=0)).results
-    assert any("No relevance rule" in note and "erfinv" in note for note in found.notes)
+    found = run(config(place, "waving", random_seeds=0, heatmaps=2)).results
+    assert len(found.heatmaps) == 2
+    assert sum("No relevance rule" in note and "erfinv" in note for note in found.notes) == 1
+    assert not [str(warning.message) for warning in recwarn if "relevance rule" in str(warning.message)]
 
 
 def test_random_weights_are_said_plainly(place):
