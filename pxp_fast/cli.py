@@ -230,7 +230,7 @@ def _config(**values: Any) -> RunConfig:
 
     for name in ("classes", "units"):
         if name in values:
-            values[name] = o.words(values[name])
+            values[name] = o.words(values[name], f"--{name}")
     if "checkpoint_kwargs" in values:
         values["checkpoint_kwargs"] = o.parse_object(values["checkpoint_kwargs"])
     try:

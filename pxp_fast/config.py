@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-KINDS = ("filter", "neuron", "head")
+from .lrp.composites import composite as find_composite
 
 
 class RunConfig(BaseModel):
@@ -54,6 +54,11 @@ class RunConfig(BaseModel):
     absolute: Literal["pxp", "token", "sample"] = "pxp"
     random_seeds: int = Field(5, ge=0)
     heatmaps: int = Field(6, ge=0)
+
+    @field_validator("composite")
+    @classmethod
+    def _composite_is_known(cls, value: str) -> str:
+        return find_composite(value).name
 
     @field_validator("val")
     @classmethod

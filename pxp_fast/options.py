@@ -28,9 +28,12 @@ def _object(text: str) -> dict[str, Any]:
     return content
 
 
-def words(text: str | None) -> tuple[str, ...]:
-    """A comma list to its parts."""
-    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+def words(text: str | None, option: str) -> tuple[str, ...]:
+    """The comma list given for `option` to its parts; none where it is not given."""
+    parts = tuple(part.strip() for part in (text or "").split(",") if part.strip())
+    if text is not None and not parts:
+        raise typer.BadParameter(f"{text!r} names nothing; leave the option out for all", param_hint=option)
+    return parts
 
 
 _INPUT, _CHOICE, _MACHINE = "Network and images", "What is removed", "Machine"
