@@ -61,6 +61,9 @@ def cmake_architectures(nvcc: Path) -> str:
     """TORCH_CUDA_ARCH_LIST, or what this toolkit knows of our own list, in CMake's spelling."""
     asked = os.environ.get("TORCH_CUDA_ARCH_LIST")
     wanted = [a for a in re.split(r"[;,\s]+", asked or ARCHITECTURES) if a]
+    wrong = [a for a in wanted if not re.fullmatch(r"\d{1,2}\.?\d[af]?(\+PTX)?", a)]
+    if wrong or not wanted:  # a slip of the pen, not something missing: never passed over
+        sys.exit(f"TORCH_CUDA_ARCH_LIST holds {(wrong or [asked])[0]!r}; write numbers such as 8.0;9.0+PTX")
     if not asked:
         known = set(re.findall(r"compute_(\d+)", output_of(str(nvcc), "--list-gpu-arch")))
         trimmed = [a for a in wanted if a.partition("+")[0].replace(".", "") in known]
@@ -70,8 +73,6 @@ def cmake_architectures(nvcc: Path) -> str:
     result = []
     for architecture in wanted:
         number = architecture.partition("+")[0].replace(".", "")
-        if not re.fullmatch(r"\d{2,3}[af]?", number):
-            raise MissingCuda(f"TORCH_CUDA_ARCH_LIST holds {architecture!r}; write numbers such as 8.0;9.0+PTX")
         result.append(f"{number}-real")
         if architecture.endswith("+PTX"):
             result.append(f"{number}-virtual")
@@ -154,6 +155,8 @@ class CMakeBuild(build_ext):
 
 
 native = os.environ.get("PXP_NATIVE", "1") != "0"
+if not native and os.environ.get("PXP_CUDA") == "1":
+    sys.exit("PXP_CUDA=1 and PXP_NATIVE=0 contradict each other: unset PXP_NATIVE to build the CUDA library")
 setup(
     ext_modules=[Extension("pxp_fast._build", sources=[])] if native else [],
     cmdclass={"build_ext": CMakeBuild},

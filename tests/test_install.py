@@ -69,8 +69,27 @@ def test_architectures(setup, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5 8.6+PTX")
     assert setup["cmake_architectures"](nvcc) == "75-real;86-real;86-virtual"
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
-    with pytest.raises(setup["MissingCuda"], match="Hopper"):
+    with pytest.raises(SystemExit, match="Hopper"):
         setup["cmake_architectures"](nvcc)
+
+
+@pytest.mark.parametrize("asked", ["Hopper", "9.0+ptx", "9.0-real", ";"])
+def test_a_malformed_list_of_architectures_is_never_passed_over(setup, monkeypatch, tmp_path, asked):
+    monkeypatch.setenv("CUDACXX", str(toolkit(tmp_path / "cuda-99")))
+    monkeypatch.setattr(torch.version, "cuda", "99.0")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
+    with pytest.raises(SystemExit, match="TORCH_CUDA_ARCH_LIST holds"):
+        setup["cuda_options"]()
+
+
+def test_cuda_without_anything_compiled_is_a_contradiction(monkeypatch):
+    monkeypatch.setattr(setuptools, "setup", lambda **arguments: None)
+    monkeypatch.setenv("PXP_NATIVE", "0")
+    monkeypatch.setenv("PXP_CUDA", "1")
+    with pytest.raises(SystemExit, match="PXP_CUDA=1 and PXP_NATIVE=0"):
+        runpy.run_path(str(SETUP))
+    monkeypatch.setenv("PXP_CUDA", "auto")
+    runpy.run_path(str(SETUP))
 
 
 def test_choices(setup, monkeypatch, tmp_path, capsys):
