@@ -22,8 +22,6 @@ from .errors import PxpError
 if TYPE_CHECKING:
     from .config import RunConfig
 
-_NETWORKS = ("vgg", "resnet", "vit")
-
 
 class _Commands(TyperGroup):
     """Turns what stands in a command's way into one line and an exit status."""
@@ -198,9 +196,11 @@ def demo(
 
     Example: pxp-fast demo
     """
-    names = list(dict.fromkeys(networks or _NETWORKS))
-    if unknown := [name for name in names if name not in _NETWORKS]:
-        raise typer.BadParameter(f"unknown network {unknown[0]!r}; choose from {', '.join(_NETWORKS)}")
+    from .demo import NETWORKS
+
+    names = list(dict.fromkeys(networks or NETWORKS))
+    if unknown := [name for name in names if name not in NETWORKS]:
+        raise typer.BadParameter(f"unknown network {unknown[0]!r}; choose from {', '.join(NETWORKS)}")
     from . import commands
 
     results, page = commands.demo(names, out, rate, seed, device)
@@ -232,7 +232,7 @@ def _config(**values: Any) -> RunConfig:
         if name in values:
             values[name] = o.words(values[name], f"--{name}")
     if "checkpoint_kwargs" in values:
-        values["checkpoint_kwargs"] = o.parse_object(values["checkpoint_kwargs"])
+        values["checkpoint_kwargs"] = o.json_object(values["checkpoint_kwargs"])
     try:
         return RunConfig(**values)
     except ValidationError as error:

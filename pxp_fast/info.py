@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import os
 import platform
 from typing import Any
 
 import torch
 
+from .environment import version
 from .ops import _library
 
 # Packages that parts of pxp_fast need, the extra that brings them, and what does not work without them.
@@ -20,13 +20,6 @@ _OPTIONAL = {
     "jinja2": ("report", "no report pages"),
 }
 _KEYS = ("CPU", "CUDA")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _build() -> dict[str, Any] | None:
@@ -117,12 +110,12 @@ def collect() -> dict[str, Any]:
     """
     registered = torch._C._dispatch_has_kernel_for_dispatch_key
     found: dict[str, Any] = {
-        "version": _version("pxp_fast"),
+        "version": version("pxp_fast"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
-        "packages": {name: _version(name) for name in ("numpy", "safetensors", *_OPTIONAL)},
+        "packages": {name: version(name) for name in ("numpy", "safetensors", *_OPTIONAL)},
         "cpu": {
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),

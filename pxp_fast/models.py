@@ -21,8 +21,6 @@ from .decode import Preprocess
 from .errors import ModelError, PxpError
 from .weights import fingerprint, load_weights, refuse_non_finite
 
-DEMO_NETWORKS = ("vgg", "resnet", "vit")
-
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -151,8 +149,8 @@ def _torchvision(spec: str, name: str, arguments: dict[str, Any], pretrained: bo
 def _demo(spec: str, name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[nn.Module, Preprocess]:
     from . import demo
 
-    if name not in DEMO_NETWORKS:
-        raise ModelError(_unknown(spec, name, DEMO_NETWORKS, "demo:" + ", demo:".join(DEMO_NETWORKS)))
+    if name not in demo.NETWORKS:
+        raise ModelError(_unknown(spec, name, demo.NETWORKS, "demo:" + ", demo:".join(demo.NETWORKS)))
     if arguments:
         raise ModelError(f"{spec}: the embedded networks take no --checkpoint-kwargs; leave {sorted(arguments)} out")
     return demo.network(name), Preprocess(demo.INPUT_SIZE, mean=demo.MEAN, std=demo.STD)

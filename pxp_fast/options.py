@@ -15,7 +15,7 @@ def _fraction(value: float | None) -> float | None:
     return value
 
 
-def _object(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
     """JSON text to a dictionary (typer hands the default over as it is)."""
     if isinstance(text, dict):
         return text
@@ -137,5 +137,3 @@ Workers = Annotated[
 Out = Annotated[Path, typer.Option(help="Folder for the results.", metavar="DIR")]
 HeatMapCount = Annotated[int, typer.Option("--heatmaps", help="Images to explain before and after.", min=0)]
 ScoresFile = Annotated[Path, typer.Argument(help="scores.safetensors, or the folder it is in.", metavar="SCORES")]
-
-parse_object = _object

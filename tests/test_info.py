@@ -49,7 +49,7 @@ def test_a_library_that_does_not_load_is_named(monkeypatch, tmp_path, recwarn):
 
 
 def test_a_missing_extra_is_named(monkeypatch):
-    version = info._version
-    monkeypatch.setattr(info, "_version", lambda package: None if package == "timm" else version(package))
+    version = info.version
+    monkeypatch.setattr(info, "version", lambda package: None if package == "timm" else version(package))
     missing = {item["what"]: item for item in info.collect()["missing"]}
     assert missing["timm"]["remedy"] == "pip install 'pxp_fast[models]'"
