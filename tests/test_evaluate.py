@@ -102,6 +102,14 @@ def test_images_are_cast_to_the_models_parameters(task, dtype):
     assert pxp.evaluate(model, [(images.to(dtype), labels)]).correct == expected
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="labels elsewhere than on the CPU need a GPU")
+@pytest.mark.parametrize("place", ["cpu", "cuda"])
+def test_labels_may_be_on_the_gpu(task, place):
+    model, images, labels = task
+    found = pxp.evaluate(model.to(place), [(images.cuda(), labels.cuda())])
+    assert (found.correct, found.total) == (34, 40)
+
+
 class Wrapping(nn.Module):
     def __init__(self, wrap) -> None:
         super().__init__()
