@@ -120,7 +120,7 @@ def plan(
     absolute: str = "pxp",
     norm: str = "both",
 ) -> Plan:
-    """Choose the units to remove: the ``int(N * rate)`` least relevant of all N, over all layers at once.
+    """Choose the units to remove: of the N units of each kind the ``int(N * rate)`` least relevant, over all layers.
 
     Parameters
     ----------

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
+from pxp_fast.finding import find_units
 from pxp_fast.lrp import capture
-from pxp_fast.units import ParameterSlice, find_units
+from pxp_fast.units import ParameterSlice
 
 
 def groups(model, size: int, kinds=None):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NumericalError, PxpError
+from ..finding import find_units
 from ..lrp import Composite, Program, Reader, capture
-from ..units import KINDS, UnitGroup, find_units
+from ..units import KINDS, UnitGroup
 
 
 class Relevance:

@@ -1,7 +1,8 @@
 """The attribution engine: layer-wise relevance of every unit of a captured classifier."""
 
-from .capture import Captured, capture
+from .capture import capture
 from .composites import Composite
+from .graph import Captured
 from .program import Program, Reader
 
 __all__ = ["Captured", "Composite", "Program", "Reader", "capture"]

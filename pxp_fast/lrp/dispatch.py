@@ -7,24 +7,24 @@ import dataclasses
 import operator
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, fx
 
 from ..errors import CaptureError
 from .attention import Attention, MatrixProduct
-from .capture import ATEN, argument, module_of
 from .fold import LINEAR, WEIGHTED
+from .graph import ATEN, argument, module_of
+from .layers import FastLinear, Weighted
 from .norms import GroupNorm, LayerNorm, RootMeanSquareNorm
 from .rules import (
     ACTIVATIONS,
     Activation,
     Affine,
     ElementwiseProduct,
-    FastLinear,
     Item,
     Operator,
     Sum,
     Taped,
-    Weighted,
     fused_activation,
 )
 
@@ -118,7 +118,10 @@ def operator_for(node: fx.Node, scope: Scope) -> Operator:
         return Item(node, eps)
     if name in ("add", "sub", "rsub"):
         activation = _sole_activation(node)
-        return Sum(node, eps, activation if activation is not None and activation.target is ATEN.relu.default else None)
+        step = Sum(node, eps, activation if activation is not None and activation.target is ATEN.relu.default else None)
+        constants = [scope.constants[n] for n in node.args[:2] if isinstance(n, fx.Node) and n in scope.constants]
+        step.masks = any(bool(torch.isinf(value).any()) for value in constants)
+        return step
     if node.target in ACTIVATIONS:
         return Activation(node, eps)
     if name == "scaled_dot_product_attention":

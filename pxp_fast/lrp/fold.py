@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from .capture import ATEN, Captured, argument, same_size
+from .graph import ATEN, Captured, argument, same_size
 
 CONVOLUTIONS = {
     getattr(packet, name) for packet in (ATEN.conv1d, ATEN.conv2d, ATEN.conv3d) for name in ("default", "padding")

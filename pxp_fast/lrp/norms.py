@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .capture import argument
+from .graph import argument
 from .rules import Operator, Run, stabilized
 
 

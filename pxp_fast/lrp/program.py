@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import DataError
-from .capture import Captured
 from .composites import Composite, composite
 from .dispatch import Scope, operator_for, receivers
 from .fold import CONVOLUTIONS, fold_batch_norm, hoist_reshapes, prepare_for_dtype
-from .rules import ONEDNN_LINEAR, Operator, Run
+from .graph import Captured
+from .layers import ONEDNN_LINEAR
+from .rules import Operator, Run
 from .tokens import keep_read_tokens
 
 

@@ -11,8 +11,8 @@ import dataclasses
 
 from torch import Tensor, fx
 
-from .capture import ATEN, Captured, argument, same_size
 from .fold import LINEAR, VIEWS
+from .graph import ATEN, Captured, argument, same_size
 from .rules import ACTIVATIONS
 
 POINTWISE = ACTIVATIONS | {ATEN.contiguous.default, ATEN.clone.default, ATEN.sigmoid.default}

@@ -112,8 +112,8 @@ def test_scores_do_not_depend_on_where_propagation_stops(build):
     relevance = Relevance(model, images)
     table = relevance.run(images, labels)
     captured = capture(model, images)
+    from pxp_fast.finding import find_units
     from pxp_fast.lrp import Reader
-    from pxp_fast.units import find_units
 
     readers, offset = {}, 0
     for site in find_units(captured):
