@@ -85,12 +85,16 @@ def _check_against(model: nn.Module, captured: Captured, example: Tensor) -> Non
     images = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with evaluating(model), torch.no_grad(), torch.random.fork_rng([example.device] if example.is_cuda else []):
-        outputs = torch.func.functional_call(model, buffers, (images,))
+        outputs = torch.func.functional_call(model, buffers, (images.clone(),))
         found = captured.forward(images)
     flat = torch.utils._pytree.tree_leaves(outputs)
     same = [o for o in flat if isinstance(o, Tensor) and o.shape == found.shape]
     tolerance = 10 * torch.finfo(found.dtype).eps ** 0.5
-    if not any(bool(((o - found).abs() <= tolerance * (1 + o.abs().max())).all()) for o in same):
+    scales = [1 + float(o.nan_to_num(0, 0, 0).abs().max()) for o in same]  # overflow is told of later, by layer
+    if not any(
+        torch.isclose(found, o, rtol=0, atol=tolerance * scale, equal_nan=True).all()
+        for o, scale in zip(same, scales, strict=True)
+    ):
         raise CaptureError(
             f"the graph captured of {type(model).__name__} computes something else than the model: it draws random "
             "numbers, or writes in place into a tensor that is also read through a view; make forward() a fixed "
