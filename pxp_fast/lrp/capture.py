@@ -207,7 +207,9 @@ def _is_logits(node: fx.Node, images: fx.Node) -> bool:
 
 def _refuse_random(captured: Captured) -> None:
     for node in captured.graph.nodes:
-        if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()) or node.target in IDENTITIES:
+        if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+            continue
+        if node.target in IDENTITIES or functional_variant(node.target) in IDENTITIES:  # looked at later
             continue
         if argument(node, "dropout_p") != 0:  # attention that drops nothing is as good as fixed
             raise CaptureError(f"{module_of(node)} draws random numbers in eval mode ({node.target})")

@@ -99,6 +99,14 @@ def test_what_is_no_fixed_function_is_refused(function):
         Relevance(Between(function), IMAGES)
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+def test_dropout_that_is_switched_off_changes_nothing(inplace):
+    plain, dropping = (
+        Between(f) for f in (lambda m, h: h.relu(), lambda m, h: F.dropout(h.relu(), 0.5, False, inplace))
+    )
+    assert torch.equal(*(score(m, [(IMAGES, LABELS)]).totals for m in (plain, dropping)))
+
+
 def test_buffers_that_forward_writes_stay_the_models_own():
     model = Between(count_calls)
     score(model, [(IMAGES, LABELS)])

@@ -27,6 +27,8 @@ def randomise(model: nn.Module, example: Tensor, seed: int = 0, zero_bias: bool 
                     parameter.copy_(1 + normal(parameter, 0.2) if name == "weight" else normal(parameter, 0.1))
                 if isinstance(module, nn.Linear) and name == "weight" and not parameter.any():
                     parameter.copy_(normal(parameter, 0.02))
+                if name.endswith("gain") and not parameter.any():  # 0 cuts its branch off
+                    parameter.fill_(0.5)
         for norm in batch_norms:
             norm.momentum = 1.0
             if norm.affine:
