@@ -30,7 +30,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except (PxpError, KeyboardInterrupt, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not _out_of_memory(error):
+            if isinstance(error, RuntimeError) and not (_out_of_memory(error) or _worker_stopped(error)):
                 raise
             if ctx.params.get("debug"):
                 raise
@@ -257,8 +257,13 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return "out of memory" in text or "can't allocate memory" in text
 
 
+def _worker_stopped(error: BaseException) -> bool:
+    """Whether a decoding process was told to stop: by whoever tells the command too, and sometimes is heard first."""
+    return "DataLoader worker" in str(error) and "killed by signal: Terminated" in str(error)
+
+
 def _message(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt) or _worker_stopped(error):
         return "interrupted; files already finished are whole"
     if isinstance(error, PxpError):
         return " ".join(str(error).split())
