@@ -6,7 +6,9 @@
 // Both are [sample][row][column] with neighbouring columns; samples and rows may lie at any distance (also 0).
 #pragma once
 
+#include <algorithm>
 #include <utility>
+#include <vector>
 
 #include "check.h"
 
@@ -16,17 +18,29 @@ struct RowStrides {
   int64_t sample = 0, row = 0;
 };
 
+// The two sums of sample n and unit u lie at `which * [0, 1] + sample * n + u`.
+struct SumStrides {
+  int64_t which = 0, sample = 0;
+};
+
 struct EpsilonLayout {
   int64_t samples, rows, columns, units, group;
   bool units_inside;
   RowStrides carry, output, scaled;
+  SumStrides sums;
 };
 
 struct EpsilonTensors {
-  Tensor carry, output, scaled, sums;
-  Tensor result;  // what the caller gets: `scaled`, or the tensor that `scaled` is to be copied to
+  Tensor carry, output;
+  Tensor scaled;               // what is written: a new tensor, or `carry` in place; `carry` too where only sums are
+  std::optional<Tensor> sums;  // none where none are wanted
+  Tensor result;               // what the caller gets: `scaled`, or the tensor that `scaled` is to be copied to
   EpsilonLayout layout;
   bool copy_back;
+};
+
+struct EpsilonSize {
+  int64_t unit_dim, channels, positions, group;
 };
 
 namespace detail {
@@ -53,7 +67,8 @@ inline std::optional<Strides3> strides3(const Tensor& tensor, int64_t unit_dim) 
 
 }  // namespace detail
 
-inline bool find_layout(EpsilonTensors& t, int64_t unit_dim, int64_t channels, int64_t positions, int64_t group) {
+inline bool find_layout(EpsilonTensors& t, const EpsilonSize& size) {
+  const auto& [unit_dim, channels, positions, group] = size;
   const auto carry = detail::strides3(t.carry, unit_dim);
   const auto output = detail::strides3(t.output, unit_dim);
   const auto scaled = detail::strides3(t.scaled, unit_dim);
@@ -87,52 +102,108 @@ inline bool find_layout(EpsilonTensors& t, int64_t unit_dim, int64_t channels, i
   return false;
 }
 
-// Checks the arguments, allocates the results once, and copies an input only where its strides fit neither layout.
-inline EpsilonTensors prepare_epsilon(const Tensor& carry, const Tensor& output, double eps, int64_t unit_dim,
-                                      int64_t group) {
-  check_floating(output, "epsilon", "output");
-  check_like(carry, output, "epsilon", "carry");
-  STD_TORCH_CHECK(eps >= 0, "epsilon: eps must not be negative");
-  STD_TORCH_CHECK(output.dim() >= 2, "epsilon: output must have at least 2 dimensions");
+inline EpsilonSize check_epsilon(const char* op, const Tensor& carry, const Tensor& output, double eps,
+                                 int64_t unit_dim, int64_t group) {
+  check_floating(output, op, "output");
+  check_like(carry, output, op, "carry");
+  STD_TORCH_CHECK(eps >= 0, op, ": eps must not be negative");
+  STD_TORCH_CHECK(output.dim() >= 2, op, ": output must have at least 2 dimensions");
   if (unit_dim < 0) unit_dim += output.dim();
   const bool last = unit_dim == output.dim() - 1;
-  STD_TORCH_CHECK(last || unit_dim == 1, "epsilon: unit_dim must be 1 or -1");
+  STD_TORCH_CHECK(last || unit_dim == 1, op, ": unit_dim must be 1 or -1");
   const int64_t channels = output.size(unit_dim);
-  STD_TORCH_CHECK(group >= 1 && channels % group == 0 && (last || group == 1),
-                  "epsilon: group must divide the channels, and be 1 where they are not the last dimension");
+  STD_TORCH_CHECK(group >= 1 && channels % group == 0 && (last || group == 1), op,
+                  ": group must divide the channels, and be 1 where they are not the last dimension");
   int64_t positions = 1;
   for (int64_t d = 1; d < output.dim(); ++d) {
     if (d != unit_dim) positions *= output.size(d);
   }
+  return {unit_dim, channels, positions, group};
+}
 
-  Tensor scaled = torch::stable::empty_like(output);
-  EpsilonTensors t{carry, output, scaled, {}, scaled, {}, false};
-  const ScalarType sums_type = compute_type(output.scalar_type());
-  const std::initializer_list<int64_t> sums_size = {2, output.size(0), channels / group};
-  if (output.numel() == 0) {
-    t.sums = torch::stable::new_zeros(output, sums_size, sums_type);
-    t.layout = {};
-    return t;
+// Refuses a tensor that is to be written and whose elements may share memory.
+inline void check_apart(const char* op, const char* name, const Tensor& tensor) {
+  if (tensor.numel() == 0) return;
+  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
+  for (int64_t d = 0; d < tensor.dim(); ++d) dims.emplace_back(tensor.stride(d), tensor.size(d));
+  std::sort(dims.begin(), dims.end());
+  int64_t reach = 0;
+  for (const auto& [stride, size] : dims) {
+    STD_TORCH_CHECK(size == 1 || stride > reach, op, ": ", name,
+                    " must not overlap itself, as an expanded tensor does: pass a clone");
+    reach += stride * (size - 1);
   }
-  t.sums = torch::stable::new_empty(output, sums_size, sums_type);
-  if (find_layout(t, unit_dim, channels, positions, group)) return t;
+}
 
-  // The carry may only be out of step with an output that is fine by itself.
-  t.carry = torch::stable::empty_like(output);
-  torch::stable::copy_(t.carry, carry);
-  if (find_layout(t, unit_dim, channels, positions, group)) return t;
+inline void check_sums(const char* op, const Tensor& sums, const Tensor& output, const EpsilonSize& size) {
+  const int64_t units = size.channels / size.group;
+  STD_TORCH_CHECK(sums.scalar_type() == compute_type(output.scalar_type()) && sums.device() == output.device(), op,
+                  ": sums must be float32 (float64 for float64), on the device of output");
+  STD_TORCH_CHECK(sums.dim() == 3 && sums.size(0) == 2 && sums.size(1) == output.size(0) &&
+                      sums.size(2) == units && (units <= 1 || sums.stride(2) == 1),
+                  op, ": sums must be [2, samples, units] with a last stride of 1");
+  check_apart(op, "sums", sums);
+}
+
+// What is written: a new tensor, the carry itself, or sums alone.
+enum class EpsilonTarget { scaled, carry, sums };
+
+// Finds how the tensors lie, and copies them only where their strides fit neither layout.
+inline EpsilonTensors arrange_epsilon(const Tensor& carry, const Tensor& output, std::optional<Tensor> sums,
+                                      const EpsilonSize& size, EpsilonTarget target) {
+  const bool fresh = target == EpsilonTarget::scaled;
+  const Tensor scaled = fresh ? torch::stable::empty_like(output) : carry;
+  EpsilonTensors t{carry, output, scaled, sums, scaled, {}, false};
+  if (sums) t.layout.sums = {sums->stride(0), sums->stride(1)};
+  if (output.numel() == 0 || find_layout(t, size)) return t;
+
+  // One may only be out of step with another that is fine by itself; what is written stays where it is.
+  if (target == EpsilonTarget::carry) {
+    t.output = torch::stable::empty_like(carry);
+    torch::stable::copy_(t.output, output);
+  } else {
+    t.carry = torch::stable::empty_like(output);
+    torch::stable::copy_(t.carry, carry);
+    if (!fresh) t.scaled = t.carry;
+  }
+  if (find_layout(t, size)) return t;
 
   t.carry = torch::stable::contiguous(carry);
   t.output = torch::stable::contiguous(output);
-  t.scaled = torch::stable::empty_like(t.output);
-  t.copy_back = true;
-  find_layout(t, unit_dim, channels, positions, group);
+  t.scaled = fresh ? torch::stable::empty_like(t.output) : t.carry;
+  t.copy_back = fresh || (target == EpsilonTarget::carry && !carry.is_contiguous());
+  find_layout(t, size);
   return t;
 }
 
-inline std::tuple<Tensor, Tensor> finish_epsilon(EpsilonTensors& t) {
+// The arguments of the three operators, checked.
+inline EpsilonTensors prepare_epsilon(const Tensor& carry, const Tensor& output, double eps, int64_t unit_dim,
+                                      int64_t group) {
+  const EpsilonSize size = check_epsilon("epsilon", carry, output, eps, unit_dim, group);
+  const std::initializer_list<int64_t> shape = {2, output.size(0), size.channels / group};
+  const ScalarType type = compute_type(output.scalar_type());
+  const Tensor sums = output.numel() ? torch::stable::new_empty(output, shape, type)
+                                     : torch::stable::new_zeros(output, shape, type);
+  return arrange_epsilon(carry, output, sums, size, EpsilonTarget::scaled);
+}
+
+inline EpsilonTensors prepare_epsilon_(const Tensor& carry, const Tensor& output, const std::optional<Tensor>& sums,
+                                       double eps, int64_t unit_dim, int64_t group) {
+  const EpsilonSize size = check_epsilon("epsilon_", carry, output, eps, unit_dim, group);
+  check_apart("epsilon_", "carry", carry);
+  if (sums) check_sums("epsilon_", *sums, output, size);
+  return arrange_epsilon(carry, output, sums, size, EpsilonTarget::carry);
+}
+
+inline EpsilonTensors prepare_unit_sums_(const Tensor& sums, const Tensor& carry, const Tensor& output,
+                                         int64_t unit_dim, int64_t group) {
+  const EpsilonSize size = check_epsilon("unit_sums_", carry, output, 0, unit_dim, group);
+  check_sums("unit_sums_", sums, output, size);
+  return arrange_epsilon(carry, output, sums, size, EpsilonTarget::sums);
+}
+
+inline void finish_epsilon(EpsilonTensors& t) {
   if (t.copy_back) torch::stable::copy_(t.result, t.scaled);
-  return {t.result, t.sums};
 }
 
 }  // namespace pxp

@@ -4,15 +4,30 @@
 namespace pxp::cpu::PXP_ISA {
 namespace {
 
-// The whole rule for n neighbouring elements: what goes back through the layer, and the relevance.
-template <class T, class C, Activation A>
-void apply(const T* __restrict carry, const T* __restrict output, T* __restrict scaled, C* __restrict relevance,
-           int64_t n, C eps) {
+constexpr bool writes(Pass pass) { return pass != Pass::sum; }
+constexpr bool adds(Pass pass) { return pass != Pass::scale; }
+
+// The whole rule for one element: writes what goes back through the layer, and gives the relevance to be summed.
+template <Activation A, Pass P, class T, class C>
+PXP_FORMULA C one(const T* carry, const T* output, T* scaled, C eps) {
+  const C z = widen(*output);
+  const C passed = widen(*carry) * ratio<A>(z);
+  if constexpr (!writes(P)) {
+    return passed * z;
+  } else {
+    const C stabilized = passed * stabilizing_factor(z, eps);
+    *scaled = narrow<T>(stabilized);
+    return P == Pass::scale_and_sum_stabilized ? stabilized * z : passed * z;
+  }
+}
+
+// n neighbouring elements. `scaled` may be `carry`.
+template <class T, class C, Activation A, Pass P>
+void apply(const T* carry, const T* output, T* scaled, C* relevance, int64_t n, C eps) {
+  PXP_INDEPENDENT
   for (int64_t i = 0; i < n; ++i) {
-    const C z = widen(output[i]);
-    const C passed = widen(carry[i]) * ratio<A>(z);
-    scaled[i] = narrow<T>(passed * stabilizing_factor(z, eps));
-    relevance[i] = passed * z;
+    const C value = one<A, P>(carry + i, output + i, scaled + i, eps);
+    if constexpr (adds(P)) relevance[i] = value;
   }
 }
 
@@ -20,16 +35,14 @@ void apply(const T* __restrict carry, const T* __restrict output, T* __restrict 
 constexpr int64_t kTile = 4096;
 
 // The same for n columns of several rows, whose relevance is added to the sums of the columns at once.
-template <class T, class C, Activation A>
-void apply_rows(const T* __restrict carry, const T* __restrict output, T* __restrict scaled, C* __restrict sums,
-                C* __restrict absolutes, int64_t rows, int64_t n, const EpsilonTask& task) {
+template <class T, class C, Activation A, Pass P>
+void apply_rows(const T* carry, const T* output, T* scaled, C* sums, C* absolutes, int64_t rows, int64_t n,
+                const EpsilonTask& task) {
   const C eps = C(task.eps);
   for (int64_t row = 0; row < rows; ++row) {
+    PXP_INDEPENDENT
     for (int64_t i = 0; i < n; ++i) {
-      const C z = widen(output[i]);
-      const C passed = widen(carry[i]) * ratio<A>(z);
-      const C relevance = passed * z;
-      scaled[i] = narrow<T>(passed * stabilizing_factor(z, eps));
+      const C relevance = one<A, P>(carry + i, output + i, scaled + i, eps);
       sums[i] += relevance;
       absolutes[i] += magnitude_of(relevance);
     }
@@ -45,21 +58,32 @@ struct Functions {
   void (*apply_rows)(const T*, const T*, T*, C*, C*, int64_t, int64_t, const EpsilonTask&);
 };
 
-template <class T, class C, Activation A>
+template <class T, class C, Activation A, Pass P>
 constexpr Functions<T, C> functions() {
-  return {apply<T, C, A>, apply_rows<T, C, A>};
+  if constexpr (adds(P)) return {apply<T, C, A, P>, apply_rows<T, C, A, P>};
+  return {apply<T, C, A, P>, nullptr};
+}
+
+template <class T, class C, Pass P>
+Functions<T, C> functions_for(Activation activation) {
+  switch (activation) {
+    case Activation::relu: return functions<T, C, Activation::relu, P>();
+    case Activation::relu6: return functions<T, C, Activation::relu6, P>();
+    case Activation::gelu: return functions<T, C, Activation::gelu, P>();
+    case Activation::gelu_tanh: return functions<T, C, Activation::gelu_tanh, P>();
+    case Activation::silu: return functions<T, C, Activation::silu, P>();
+    case Activation::hardswish: return functions<T, C, Activation::hardswish, P>();
+    default: return functions<T, C, Activation::identity, P>();
+  }
 }
 
 template <class T, class C>
-Functions<T, C> functions_for(Activation activation) {
-  switch (activation) {
-    case Activation::relu: return functions<T, C, Activation::relu>();
-    case Activation::relu6: return functions<T, C, Activation::relu6>();
-    case Activation::gelu: return functions<T, C, Activation::gelu>();
-    case Activation::gelu_tanh: return functions<T, C, Activation::gelu_tanh>();
-    case Activation::silu: return functions<T, C, Activation::silu>();
-    case Activation::hardswish: return functions<T, C, Activation::hardswish>();
-    default: return functions<T, C, Activation::identity>();
+Functions<T, C> functions_for(const EpsilonTask& task) {
+  switch (task.pass) {
+    case Pass::scale: return functions_for<T, C, Pass::scale>(task.activation);
+    case Pass::sum: return functions_for<T, C, Pass::sum>(task.activation);
+    case Pass::scale_and_sum: return functions_for<T, C, Pass::scale_and_sum>(task.activation);
+    default: return functions_for<T, C, Pass::scale_and_sum_stabilized>(task.activation);
   }
 }
 
@@ -69,9 +93,11 @@ struct Chunk {
   using Stored = std::conditional_t<kHalf, float, T>;
   Functions<Stored, C> functions;
   C eps;
+  bool write;
   C relevance[kChunk + kPadding];
 
-  explicit Chunk(const EpsilonTask& task) : functions(functions_for<Stored, C>(task.activation)), eps(C(task.eps)) {}
+  explicit Chunk(const EpsilonTask& task)
+      : functions(functions_for<Stored, C>(task)), eps(C(task.eps)), write(writes(task.pass)) {}
 
   void operator()(const T* carry, const T* output, T* scaled, int64_t n) {
     if constexpr (kHalf) {
@@ -79,7 +105,7 @@ struct Chunk {
       widen_row(carry, wide_carry, n);
       widen_row(output, wide_output, n);
       functions.apply(wide_carry, wide_output, wide_scaled, relevance, n, eps);
-      narrow_row(wide_scaled, scaled, n);
+      if (write) narrow_row(wide_scaled, scaled, n);
     } else {
       functions.apply(carry, output, scaled, relevance, n, eps);
     }
@@ -111,11 +137,31 @@ struct Row {
         scaled(static_cast<T*>(task.scaled) + sample * task.scaled_strides.sample + row * task.scaled_strides.row) {}
 };
 
+// Where the sums of one unit of one sample go.
+template <class C>
+void put(const EpsilonTask& task, int64_t sample, int64_t unit, C sum, C absolute) {
+  C* signed_sum = static_cast<C*>(task.sums) + sample * task.sums_sample + unit;
+  C* absolute_sum = signed_sum + task.sums_which;
+  *signed_sum = task.add ? *signed_sum + sum : sum;
+  *absolute_sum = task.add ? *absolute_sum + absolute : absolute;
+}
+
+template <class T, class C>
+void scale(const EpsilonTask& task, int64_t begin, int64_t end) {
+  Chunk<T, C> chunk(task);
+  const bool flat = rows_touch(task) && samples_touch(task);
+  const int64_t n = flat ? (end - begin) * task.columns : task.columns;
+  for (int64_t row = begin; row < end; row += flat ? end - begin : 1) {
+    const Row<T> at(task, row / task.rows, row % task.rows);
+    for (int64_t i = 0; i < n; i += kChunk) {
+      chunk(at.carry + i, at.output + i, at.scaled + i, least(kChunk, n - i));
+    }
+  }
+}
+
 template <class T, class C>
 void positions(const EpsilonTask& task, int64_t begin, int64_t end) {
   Chunk<T, C> chunk(task);
-  C* sums = static_cast<C*>(task.sums);
-  C* absolutes = sums + task.samples * task.rows;
   const int64_t n = task.columns;
   const int64_t together = rows_touch(task) && samples_touch(task) && n <= kChunk ? kChunk / n : 1;
   for (int64_t row = begin; row < end;) {
@@ -123,10 +169,11 @@ void positions(const EpsilonTask& task, int64_t begin, int64_t end) {
     if (n <= kChunk) {
       const int64_t count = least(together, end - row);
       chunk(at.carry, at.output, at.scaled, count * n);
-      for (int64_t k = 0; k < count; ++k) {
-        sum_row<true>(chunk.relevance + k * n, n, &sums[row + k], &absolutes[row + k]);
+      for (int64_t k = 0; k < count; ++k, ++row) {
+        C sum, absolute;
+        sum_row<true>(chunk.relevance + k * n, n, &sum, &absolute);
+        put(task, row / task.rows, row % task.rows, sum, absolute);
       }
-      row += count;
       continue;
     }
     double sum = 0, absolute = 0;
@@ -138,8 +185,7 @@ void positions(const EpsilonTask& task, int64_t begin, int64_t end) {
       sum += part;
       absolute += absolute_part;
     }
-    sums[row] = C(sum);
-    absolutes[row] = C(absolute);
+    put(task, row / task.rows, row % task.rows, C(sum), C(absolute));
     ++row;
   }
 }
@@ -247,7 +293,7 @@ void combine(const EpsilonTask& task, int64_t begin, int64_t end) {
   for (int64_t sample = begin; sample < end; ++sample) {
     for (int64_t which = 0; which < 2; ++which) {
       const C* partials = static_cast<const C*>(task.partials) + (sample * task.blocks * 2 + which) * units;
-      C* sums = static_cast<C*>(task.sums) + (which * task.samples + sample) * units;
+      C* sums = static_cast<C*>(task.sums) + which * task.sums_which + sample * task.sums_sample;
       for (int64_t start = 0; start < units; start += 256) {
         const int64_t count = least(256, units - start);
         double total[256] = {};
@@ -255,13 +301,27 @@ void combine(const EpsilonTask& task, int64_t begin, int64_t end) {
           const C* part = partials + block * 2 * units + start;
           for (int64_t i = 0; i < count; ++i) total[i] += part[i];
         }
-        for (int64_t i = 0; i < count; ++i) sums[start + i] = C(total[i]);
+        C* to = sums + start;
+        if (task.add) {
+          for (int64_t i = 0; i < count; ++i) to[i] += C(total[i]);
+        } else {
+          for (int64_t i = 0; i < count; ++i) to[i] = C(total[i]);
+        }
       }
     }
   }
 }
 
 }  // namespace
+
+void epsilon_scale(const EpsilonTask& task, int64_t begin, int64_t end) {
+  switch (task.type) {
+    case Type::float64: return scale<double, double>(task, begin, end);
+    case Type::float32: return scale<float, float>(task, begin, end);
+    case Type::bfloat16: return scale<BFloat16, float>(task, begin, end);
+    case Type::float16: return scale<Half, float>(task, begin, end);
+  }
+}
 
 void epsilon_positions(const EpsilonTask& task, int64_t begin, int64_t end) {
   switch (task.type) {

@@ -10,21 +10,28 @@ namespace pxp::cpu {
 
 enum class Type : int { float64, float32, bfloat16, float16 };
 
+// What a pass over carry and output leaves behind: the scaled carry, the sums of the units, or both; the sums of what
+// comes into the stabilizer, or of what comes out of it.
+enum class Pass : int { scale, sum, scale_and_sum, scale_and_sum_stabilized };
+
 struct EpsilonTask {
   struct Strides {
     int64_t sample, row;
   };
   Type type;
   Activation activation;
+  Pass pass;
+  bool add;  // to what `sums` holds
   double eps;
   const void* carry;
   const void* output;
-  void* scaled;
-  void* sums;      // [2, samples, units] float32, or float64 for float64
+  void* scaled;    // may be `carry`
+  void* sums;      // [2, samples, units] float32, or float64 for float64: units are neighbours
   void* partials;  // units inside: [samples, blocks, 2, units] in the type of `sums`
   int64_t samples, rows, columns, units, group;
   int64_t block_rows, blocks;  // units inside: every sample's rows in `blocks` blocks
   Strides carry_strides, output_strides, scaled_strides;
+  int64_t sums_which, sums_sample;  // strides of `sums`
 };
 
 struct LayerNormTask {
@@ -41,6 +48,8 @@ struct LayerNormTask {
 
 struct Loops {
   const char* name;
+  // No sums: rows [begin, end) of all samples' rows.
+  void (*epsilon_scale)(const EpsilonTask&, int64_t begin, int64_t end);
   // Positions inside: rows [begin, end) of all samples' rows, complete with their sums.
   void (*epsilon_positions)(const EpsilonTask&, int64_t begin, int64_t end);
   // Units inside: blocks [begin, end) of all samples' blocks, their sums left in `partials`.
@@ -55,6 +64,7 @@ const Loops& loops();
 
 #define PXP_DECLARE_LOOPS(isa)                                  \
   namespace isa {                                               \
+  void epsilon_scale(const EpsilonTask&, int64_t, int64_t);     \
   void epsilon_positions(const EpsilonTask&, int64_t, int64_t); \
   void epsilon_units(const EpsilonTask&, int64_t, int64_t);     \
   void epsilon_combine(const EpsilonTask&, int64_t, int64_t);   \

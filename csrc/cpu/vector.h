@@ -17,6 +17,14 @@ namespace pxp::cpu {
 // cache.
 constexpr int64_t kChunk = 1024;
 
+// A loop whose iterations are independent though its pointers may be equal: what `__restrict` says of the others, but
+// true in place.
+#ifdef __clang__
+#define PXP_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define PXP_INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
 struct BFloat16 {
   uint16_t bits;
 };

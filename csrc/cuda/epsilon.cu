@@ -60,7 +60,7 @@ void run(EpsilonTensors& t, Activation activation, double eps, cudaStream_t stre
                      eps};
   const Pointers<T> at{static_cast<const T*>(t.carry.const_data_ptr()),
                        static_cast<const T*>(t.output.const_data_ptr()), static_cast<T*>(t.scaled.mutable_data_ptr()),
-                       static_cast<Compute<T>*>(t.sums.mutable_data_ptr())};
+                       static_cast<Compute<T>*>(t.sums->mutable_data_ptr())};
   const bool packs = aligned({at.carry, at.output, at.scaled},
                              {layout.columns, layout.carry.sample, layout.carry.row, layout.output.sample,
                               layout.output.row, layout.scaled.sample, layout.scaled.row},
@@ -73,7 +73,7 @@ void run(EpsilonTensors& t, Activation activation, double eps, cudaStream_t stre
   // The shape alone decides the blocks, so the same tensors always add in the same order.
   shape.block_rows = std::clamp<int64_t>(16384 / layout.columns, 16, 128);
   shape.blocks = (layout.rows + shape.block_rows - 1) / shape.block_rows;
-  Tensor partials = torch::stable::new_empty(t.sums, {shape.samples, shape.blocks, 2, shape.units});
+  Tensor partials = torch::stable::new_empty(*t.sums, {shape.samples, shape.blocks, 2, shape.units});
   Compute<T>* partial_sums = static_cast<Compute<T>*>(partials.mutable_data_ptr());
   if (layout.group > 1) {
     const int64_t items = shape.samples * shape.blocks * shape.units;
@@ -95,10 +95,11 @@ std::tuple<Tensor, Tensor> epsilon(const Tensor& carry, const Tensor& output, do
   const DeviceGuard guard(output.get_device_index());
   EpsilonTensors t = prepare_epsilon(carry, output, eps, unit_dim, group);
   const Activation parsed = parse_activation(activation);
-  if (t.output.numel() == 0) return finish_epsilon(t);
+  if (t.output.numel() == 0) return {t.result, *t.sums};
   const cudaStream_t stream = current_stream(output);
   for_type(output.scalar_type(), [&](auto type) { run<typename decltype(type)::type>(t, parsed, eps, stream); });
-  return finish_epsilon(t);
+  finish_epsilon(t);
+  return {t.result, *t.sums};
 }
 
 }  // namespace

@@ -5,7 +5,7 @@ A function ``pxp_fast.ops.NAME`` checks its arguments and calls the operator ``t
 
 from . import _library
 from .accumulate import SAMPLE_ABSOLUTE, SIGNED, SQUARED, TOKEN_ABSOLUTE, accumulate_
-from .epsilon import ACTIVATIONS, epsilon
+from .epsilon import ACTIVATIONS, epsilon, epsilon_, unit_sums_
 from .layer_norm import layer_norm
 from .mask import mask_
 from .select import select
@@ -20,7 +20,9 @@ __all__ = [
     "TOKEN_ABSOLUTE",
     "accumulate_",
     "epsilon",
+    "epsilon_",
     "layer_norm",
     "mask_",
     "select",
+    "unit_sums_",
 ]

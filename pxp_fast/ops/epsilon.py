@@ -25,21 +25,58 @@ _RATIOS = {
 ACTIVATIONS = tuple(_RATIOS)
 
 
+def _pass(carry: Tensor, output: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    """``z`` and ``c act(z) / z``, in the precision of the computation."""
+    dtype = compute_dtype(output.dtype)
+    z = output.to(dtype)
+    return z, carry.to(dtype) * _RATIOS[activation](z)
+
+
+def _stabilise(passed: Tensor, z: Tensor, eps: float) -> Tensor:
+    magnitude = z.abs()
+    return passed * torch.where(magnitude == 0, 0, magnitude / (magnitude + eps))
+
+
+def _sum_units(relevance: Tensor, unit_dim: int, group: int) -> Tensor:
+    samples, channels = relevance.shape[0], relevance.shape[unit_dim]
+    positions = math.prod(relevance.shape[1:]) // channels if channels else 0
+    relevance = relevance.movedim(unit_dim, -1).reshape(samples, positions, channels // group, group).sum(-1)
+    return torch.stack([relevance.sum(1), relevance.abs().sum(1)])
+
+
 def reference(
     carry: Tensor, output: Tensor, eps: float, activation: str, unit_dim: int, group: int
 ) -> tuple[Tensor, Tensor]:
     """What the operator means, written for reading. The compiled kernels must give the same."""
-    dtype = compute_dtype(output.dtype)
-    z = output.to(dtype)
-    passed = carry.to(dtype) * _RATIOS[activation](z)
-    magnitude = z.abs()
-    factor = torch.where(magnitude == 0, 0, magnitude / (magnitude + eps))
-    scaled = torch.empty_like(output).copy_(passed * factor)
+    z, passed = _pass(carry, output, activation)
+    scaled = torch.empty_like(output).copy_(_stabilise(passed, z, eps))
+    return scaled, _sum_units(passed * z, unit_dim, group)
 
-    samples, channels = output.shape[0], output.shape[unit_dim]
-    positions = math.prod(output.shape[1:]) // channels if channels else 0
-    relevance = (passed * z).movedim(unit_dim, -1).reshape(samples, positions, channels // group, group).sum(-1)
-    return scaled, torch.stack([relevance.sum(1), relevance.abs().sum(1)])
+
+def reference_in_place(
+    carry: Tensor,
+    output: Tensor,
+    sums: Tensor | None,
+    eps: float,
+    activation: str,
+    unit_dim: int,
+    group: int,
+    stabilized_sums: bool,
+) -> None:
+    """What `epsilon_` means."""
+    z, passed = _pass(carry, output, activation)
+    scaled = _stabilise(passed, z, eps)
+    if sums is not None:
+        sums.add_(_sum_units((scaled if stabilized_sums else passed) * z, unit_dim, group))
+    carry.copy_(scaled)
+
+
+def reference_unit_sums(
+    sums: Tensor, carry: Tensor, output: Tensor, activation: str, unit_dim: int, group: int
+) -> None:
+    """What `unit_sums_` means."""
+    z, passed = _pass(carry, output, activation)
+    sums.add_(_sum_units(passed * z, unit_dim, group))
 
 
 def fake(
@@ -54,6 +91,17 @@ _operator = define(
     "epsilon(Tensor carry, Tensor output, float eps, str activation, int unit_dim, int group) -> (Tensor, Tensor)",
     reference,
     fake,
+)
+_in_place = define(
+    "epsilon_(Tensor(a!) carry, Tensor output, Tensor(b!)? sums, float eps, str activation, int unit_dim, int group, "
+    "bool stabilized_sums) -> ()",
+    reference_in_place,
+    lambda *arguments: None,
+)
+_unit_sums = define(
+    "unit_sums_(Tensor(a!) sums, Tensor carry, Tensor output, str activation, int unit_dim, int group) -> ()",
+    reference_unit_sums,
+    lambda *arguments: None,
 )
 
 
@@ -112,26 +160,137 @@ def epsilon(
     Bach et al., On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance Propagation,
     PLoS ONE 10(7), 2015, equation 58 (the stabilized rule).
     """
+    _check("epsilon", carry, output, eps, activation, unit_dim, group)
+    return _operator(carry, output, eps, activation, unit_dim, group)
+
+
+def epsilon_(
+    carry: Tensor,
+    output: Tensor,
+    sums: Tensor | None = None,
+    *,
+    eps: float = 1e-6,
+    activation: str = "identity",
+    unit_dim: int = 1,
+    group: int = 1,
+    stabilized_sums: bool = False,
+) -> Tensor:
+    """Do what :func:`epsilon` does in the memory of the carry, and add the relevance of the units to a table.
+
+    Nothing is allocated where the strides need no copy. The parameters that are not named here are those of
+    :func:`epsilon`, which gives the same bits.
+
+    Parameters
+    ----------
+    carry
+        ``[N, ...]``; becomes ``s``. No two of its elements may share memory, as those of an expanded tensor do.
+    output
+        ``z``, shape and dtype of `carry`; not in the memory of `carry`. Its strides may differ, at the price of a copy
+        where the units, or the positions, are not neighbours in both.
+    sums
+        ``[2, N, units]``, float32 (float64 for float64), the last stride 1: usually a slice of a table of all units.
+        The sums that `epsilon` returns are added to it. None where no sums are wanted, which takes less time.
+    stabilized_sums
+        Sum ``s z`` instead of the relevance at ``z``: what is left behind the stabilizer (attention heads).
+
+    Returns
+    -------
+    Tensor
+        `carry`.
+
+    Raises
+    ------
+    PxpError
+        `carry` or `sums` overlaps itself, or an argument is outside what is described above.
+    """
+    _check("epsilon_", carry, output, eps, activation, unit_dim, group)
+    _check_apart("epsilon_", "carry", carry)
+    if sums is not None:
+        _check_sums("epsilon_", sums, output, unit_dim, group)
+    _in_place(carry, output, sums, eps, activation, unit_dim, group, stabilized_sums)
+    return carry
+
+
+def unit_sums_(
+    sums: Tensor,
+    carry: Tensor,
+    output: Tensor,
+    *,
+    activation: str = "identity",
+    unit_dim: int = 1,
+    group: int = 1,
+) -> Tensor:
+    """Add the relevance of the units to a table, where nothing travels further down: the sums of :func:`epsilon` alone.
+
+    Parameters
+    ----------
+    sums
+        ``[2, N, units]``, float32 (float64 for float64), the last stride 1: as for :func:`epsilon_`.
+    carry, output, activation, unit_dim, group
+        As for :func:`epsilon`, which gives the same bits; both tensors are only read.
+
+    Returns
+    -------
+    Tensor
+        `sums`.
+
+    Raises
+    ------
+    PxpError
+        An argument is outside what is described above.
+    """
+    _check("unit_sums_", carry, output, 0.0, activation, unit_dim, group)
+    _check_sums("unit_sums_", sums, output, unit_dim, group)
+    _unit_sums(sums, carry, output, activation, unit_dim, group)
+    return sums
+
+
+def _check(name: str, carry: Tensor, output: Tensor, eps: float, activation: str, unit_dim: int, group: int) -> None:
     if carry.shape != output.shape or carry.dtype != output.dtype or carry.device != output.device:
         raise PxpError(
-            f"epsilon: carry is {carry.dtype} {tuple(carry.shape)} on {carry.device}, output is {output.dtype} "
+            f"{name}: carry is {carry.dtype} {tuple(carry.shape)} on {carry.device}, output is {output.dtype} "
             f"{tuple(output.shape)} on {output.device}; pass two tensors of one shape, dtype and device"
         )
     if not output.is_floating_point() or output.dim() < 2:
         raise PxpError(
-            f"epsilon: output is {output.dtype} with {output.dim()} dimensions; "
+            f"{name}: output is {output.dtype} with {output.dim()} dimensions; "
             "pass a floating-point tensor [N, ...] with at least 2"
         )
     if activation not in _RATIOS:
-        raise PxpError(f"epsilon: no activation {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
+        raise PxpError(f"{name}: no activation {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
     if not eps >= 0:
-        raise PxpError(f"epsilon: eps is {eps}; pass a number that is not negative")
+        raise PxpError(f"{name}: eps is {eps}; pass a number that is not negative")
     last = unit_dim in (-1, output.dim() - 1)
     if not (last or unit_dim == 1):
-        raise PxpError(f"epsilon: unit_dim is {unit_dim}; pass 1 (convolutions) or -1 (linear layers)")
+        raise PxpError(f"{name}: unit_dim is {unit_dim}; pass 1 (convolutions) or -1 (linear layers)")
     if group < 1 or output.shape[unit_dim] % group or (group > 1 and not last):
         raise PxpError(
-            f"epsilon: group is {group} for {output.shape[unit_dim]} channels in dimension {unit_dim}; "
+            f"{name}: group is {group} for {output.shape[unit_dim]} channels in dimension {unit_dim}; "
             "pass a divisor of the channels, and more than 1 only where they are the last dimension"
         )
-    return _operator(carry, output, eps, activation, unit_dim, group)
+
+
+def _check_sums(name: str, sums: Tensor, output: Tensor, unit_dim: int, group: int) -> None:
+    shape, dtype = (2, output.shape[0], output.shape[unit_dim] // group), compute_dtype(output.dtype)
+    if tuple(sums.shape) != shape or sums.dtype != dtype or sums.device != output.device:
+        raise PxpError(
+            f"{name}: sums is {sums.dtype} {tuple(sums.shape)} on {sums.device}; "
+            f"pass {dtype} {shape} on {output.device}, or a slice of a bigger table"
+        )
+    if sums.shape[-1] > 1 and sums.stride(-1) != 1:
+        raise PxpError(f"{name}: sums has strides {sums.stride()}; pass a table whose last stride is 1")
+    _check_apart(name, "sums", sums)
+
+
+def _check_apart(name: str, what: str, tensor: Tensor) -> None:
+    """Refuse a tensor two of whose elements may share memory; every view by slices and permutations passes."""
+    if tensor.is_contiguous() or not tensor.numel():
+        return
+    reach = 0  # the last element of the dimensions so far
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            raise PxpError(
+                f"{name}: {what} {tuple(tensor.shape)} has strides {tensor.stride()}: its elements share memory, as in "
+                f"an expanded tensor, and cannot be written in place; pass {what}.clone()"
+            )
+        reach += stride * (size - 1)
