@@ -16,9 +16,8 @@ from torch import fx
 
 from .errors import CaptureError
 from .heads import REARRANGING, heads_of
-from .lrp.dispatch import packet
 from .lrp.fold import CONVOLUTIONS, LINEAR
-from .lrp.graph import ATEN, Captured, argument, module_of, same_size
+from .lrp.graph import ATEN, Captured, argument, module_of, packet, same_size
 from .lrp.rules import ACTIVATIONS
 from .units import KINDS, ParameterSlice, UnitGroup
 

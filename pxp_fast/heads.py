@@ -7,9 +7,8 @@ import math
 import torch
 from torch import fx
 
-from .lrp.dispatch import packet
 from .lrp.fold import CONVOLUTIONS, LINEAR, VIEWS
-from .lrp.graph import ATEN, Captured, argument, module_of
+from .lrp.graph import ATEN, Captured, argument, module_of, packet
 from .lrp.rules import ACTIVATIONS
 from .units import ParameterSlice, UnitGroup
 

@@ -5,12 +5,101 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from .. import ops
-from .rules import Affine, Operator, Run, Taped, stabilized
+from .carry import Carry, Held
+from .graph import packet, same_size
+from .rules import Affine, Operator, Run, stabilized
+
+# Share of the split carry that each of queries, keys and values receives: half of it goes to the attention matrix and
+# half to the values, and the matrix's product of queries and keys halves its part again.
+SHARES = (0.25, 0.25, 0.5)
+
+# Views after attention that leave [N, queries, heads * d] behind, or [queries, N, heads * d].
+TOKENS_FIRST = (2, 0, 1, 3)
+SAMPLES_FIRST = (0, 2, 1, 3)
+COPIES = {"clone", "contiguous"}
+FLATTENING = {"reshape", "view", "flatten", "_unsafe_view"}
 
 
-class MatrixProduct(Affine):
+class HeadOutput(Operator):
+    """An operator whose output is that of attention heads, ``[..., heads, queries, d]``.
+
+    Where nothing but views lies between it and the layer that reads all heads of a token side by side, it takes the
+    carry there, as that layer hands it over.
+    """
+
+    def __init__(self, node: fx.Node, eps: float) -> None:
+        super().__init__(node, eps)
+        self.views, self.order = merging_views(node)
+
+    @property
+    def takes(self) -> fx.Node:
+        return self.views[-1] if self.views else self.node
+
+    def split(self, run: Run, carry: Carry, value: Tensor) -> Tensor:
+        """``c O / stab(O)``, twice what the uniform split ``c O / stab(2 O)`` gives either factor (AttnLRP, eq. 13).
+
+        The relevance that reaches the softmax of a head and query, summed over keys, is the row dot of half of this
+        with ``O``: it is read on the way, and the reader's scale makes it half.
+        """
+        eps = self.eps / 2
+        if self.reader is None and not self.views:
+            return stabilized(carry, value, eps)
+        heads, queries, width = value.shape[-3:]
+        if self.views:
+            # Free where attention leaves its output with a token's heads side by side.
+            tokens = value.permute(SAMPLES_FIRST).flatten(2)
+            if self.order == TOKENS_FIRST:
+                carry = Held(carry.tensor().transpose(0, 1))
+        else:
+            tokens = _side_by_side(value)
+            carry = Held(_side_by_side(carry.tensor()))
+        group = width if self.reader is not None else 1
+        with run.sums(self.reader, len(tokens)) as sums:
+            scaled = carry.scaled(tokens, eps, group=group, sums=sums, stabilized_sums=sums is not None)
+        return scaled.unflatten(2, (heads, width)).transpose(1, 2).reshape(value.shape)
+
+
+def _side_by_side(tensor: Tensor) -> Tensor:
+    """``[..., heads, queries, d]`` as ``[N, queries, heads * d]``."""
+    return tensor.reshape(-1, *tensor.shape[-3:]).transpose(1, 2).flatten(2)
+
+
+def merging_views(node: fx.Node) -> tuple[list[fx.Node], tuple[int, ...]]:
+    """The views that bring the heads ``[N, heads, queries, d]`` side by side, and the order of dimensions they make."""
+    shape = node.meta["val"].shape
+    views, order, current = [], (0, 1, 2, 3), node
+    while len(shape) == 4 and len(current.users) == 1:
+        current = next(iter(current.users))
+        name = packet(current)
+        if name in ("permute", "transpose") and not views:
+            order = _order_of(current)
+        elif name in FLATTENING and order in (SAMPLES_FIRST, TOKENS_FIRST):
+            first, second = (shape[i] for i in order[:2])
+            merged = current.meta["val"].shape
+            fits = len(merged) == 3 and all(map(same_size, merged, (first, second, shape[1] * shape[3])))
+            return ([*views, current], order) if fits else ([], ())
+        elif name not in COPIES:
+            break
+        views.append(current)
+    return [], ()
+
+
+def _order_of(node: fx.Node) -> tuple[int, ...]:
+    """The order in which a permutation of four dimensions takes them."""
+    if packet(node) == "permute":
+        return tuple(d % 4 for d in node.args[1])
+    order = list(range(4))
+    a, b = node.args[1] % 4, node.args[2] % 4
+    order[a], order[b] = b, a
+    return tuple(order)
+
+
+class MatrixProduct(Affine, HeadOutput):
     """Uniform split of ``O = A V``: ``c' = c O / stab(2 O)``, then ``c_A = c' V^T`` and ``c_V = A^T c'`` (AttnLRP)."""
+
+    def __init__(self, node: fx.Node, eps: float, receivers: list[fx.Node]) -> None:
+        HeadOutput.__init__(self, node, eps)
+        self.receivers = receivers
 
     def forward(self, run: Run) -> tuple[object, object]:
         if not self.receivers:  # read, but nothing below wants relevance
@@ -18,37 +107,17 @@ class MatrixProduct(Affine):
             return value, (value, None)
         return super().forward(run)
 
-    def backward(self, run: Run, carry: Tensor, saved) -> None:
+    def backward(self, run: Run, carry: Carry, saved) -> None:
         value, saved = saved
-        halved = _split_evenly(run, carry, value, self.eps, self.reader)
+        split = self.split(run, carry, value)
         if self.receivers:
-            Taped.backward(self, run, halved, saved)
+            self.pull(run, {0: split.mul_(0.5)}, saved)
 
 
-def _split_evenly(run: Run, carry: Tensor, value: Tensor, eps: float, reader) -> Tensor:
-    """``c O / stab(2 O)`` of an attention output ``[..., heads, queries, d]``, and its heads' relevance on the way.
-
-    The relevance that reaches the softmax of a head and query, summed over keys, is the row dot ``c' . O``.
-    """
-    if reader is None:
-        return stabilized(carry, value, eps / 2) / 2
-    shape = value.shape
-
-    def heads(tensor: Tensor) -> Tensor:
-        return tensor.reshape(-1, reader.count, *shape[-2:]).transpose(1, 2).flatten(2)
-
-    value = heads(value)
-    scaled, _ = ops.epsilon(heads(carry), value, eps=eps / 2, unit_dim=-1)
-    _, sums = ops.epsilon(scaled, value, eps=0, unit_dim=-1, group=shape[-1])
-    run.read(reader, sums)
-    return scaled.unflatten(2, (reader.count, shape[-1])).transpose(1, 2).reshape(shape) / 2
-
-
-class Attention(Operator):
+class Attention(HeadOutput):
     """Fused attention by AttnLRP: the ordinary fused backward of the evenly split carry, no attention matrix kept.
 
-    The value path receives all of the split carry, queries and keys half of it each (the second product's split). The
-    stabilizer of the product of queries and keys is left out: it only matters where a logit is within eps of zero.
+    The stabilizer of the product of queries and keys is left out: it only matters where a logit is within eps of zero.
     """
 
     def __init__(self, node: fx.Node, eps: float, receivers: list[fx.Node]) -> None:
@@ -67,18 +136,19 @@ class Attention(Operator):
             out = self.node.target(*leaves, *rest[0], **rest[1])
         return out.detach(), (out, leaves)
 
-    def backward(self, run: Run, carry: Tensor, saved) -> None:
+    def backward(self, run: Run, carry: Carry, saved) -> None:
         out, leaves = saved
-        halved = _split_evenly(run, carry, out.detach(), self.eps, self.reader)
+        split = self.split(run, carry, out.detach())
         if not self.receivers:
             return
         if out.requires_grad:
-            query, key, value = torch.autograd.grad(out, leaves, halved)
+            grads = torch.autograd.grad(out, leaves, split)
+            for grad, share in zip(grads, SHARES, strict=True):
+                grad.mul_(share)
         else:
-            query, key, value = _backward_by_sample(*leaves, out, halved, self.node.kwargs.get("scale"))
-        run.give(self.node.args[0], query.mul_(0.5))
-        run.give(self.node.args[1], key.mul_(0.5))
-        run.give(self.node.args[2], value)
+            grads = _backward_by_sample(*leaves, out, split, self.node.kwargs.get("scale"))
+        for source, grad in zip(self.node.args[:3], grads, strict=True):
+            run.give(source, grad)
 
 
 def _recomputes(key: Tensor) -> bool:
@@ -89,18 +159,19 @@ def _recomputes(key: Tensor) -> bool:
 def _backward_by_sample(
     query: Tensor, key: Tensor, value: Tensor, out: Tensor, carry: Tensor, scale: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of attention, one sample's attention matrices at a time: they stay in cache and are never stored.
+    """Attention's gradient in `SHARES`, one sample's attention matrices at a time: they stay in cache, never stored.
 
     All tensors ``[N, heads, tokens, d]``; returns the gradients of query, key and value.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     grads = tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (query, key, value))
     delta = (carry * out).sum(-1, keepdim=True)
+    factors = (SHARES[0] * scale, SHARES[1] * scale, SHARES[2])
     for sample in range(len(query)):
         q, k, v, c = (t[sample].contiguous() for t in (query, key, value, carry))
         weights = torch.softmax((q * scale) @ k.transpose(-1, -2), -1)
         logits = (c @ v.transpose(-1, -2)).sub_(delta[sample]).mul_(weights)
-        torch.bmm(logits, k, out=grads[0][sample]).mul_(scale)
-        torch.bmm(logits.transpose(-1, -2), q, out=grads[1][sample]).mul_(scale)
-        torch.bmm(weights.transpose(-1, -2), c, out=grads[2][sample])
+        pairs = ((logits, k), (logits.transpose(-1, -2), q), (weights.transpose(-1, -2), c))
+        for grad, factor, (left, right) in zip(grads, factors, pairs, strict=True):
+            torch.baddbmm(grad[sample], left, right, beta=0, alpha=factor, out=grad[sample])
     return grads

@@ -13,9 +13,10 @@ from torch import Tensor, fx
 from ..errors import CaptureError
 from .attention import Attention, MatrixProduct
 from .fold import LINEAR, WEIGHTED
-from .graph import ATEN, argument, module_of
-from .layers import FastLinear, Weighted
+from .graph import ATEN, argument, module_of, packet
+from .layers import Convolution, Linear, Weighted
 from .norms import GroupNorm, LayerNorm, RootMeanSquareNorm
+from .onednn import OneLinear, PackedConvolution, packs
 from .rules import (
     ACTIVATIONS,
     Activation,
@@ -52,11 +53,6 @@ HELD = {"rsqrt", "sqrt", "var", "std", "var_mean", "std_mean", "linalg_vector_no
 FIRST_ONLY = {"div", "layer_norm", "group_norm", "rms_norm", "batch_norm"} | SHAPED_LIKE
 
 
-def packet(node: fx.Node) -> str:
-    overloads = getattr(node.target, "overloadpacket", None)
-    return overloads.__name__ if overloads is not None else getattr(node.target, "__name__", str(node.target))
-
-
 def receivers(node: fx.Node) -> list[fx.Node]:
     """The inputs that an operator hands relevance to, if they want it."""
     name = packet(node)
@@ -90,7 +86,7 @@ class Scope:
     eps
         The stabilizer.
     onednn
-        Take oneDNN's matrix product for linear layers.
+        Take oneDNN's own operators for convolutions and linear layers.
     fallbacks
         Operators met that have no rule of their own, and how often.
     """
@@ -109,8 +105,7 @@ def operator_for(node: fx.Node, scope: Scope) -> Operator:
     if name == "batch_norm" and argument(node, "training"):
         raise CaptureError(f"{module_of(node)} normalises by batch statistics in eval mode; relevance needs fixed ones")
     if node.target in WEIGHTED and node.args[1] in scope.constants:
-        kind = FastLinear if scope.onednn and node.target is LINEAR else Weighted
-        return kind(node, eps, _sole_activation(node), node.args[0] in scope.live)
+        return _weighted(node, scope)(node, eps, _sole_activation(node), node.args[0] in scope.live)
     if node not in scope.live:
         return Operator(node, eps)
     reached = [n for n in receivers(node) if n in scope.live]
@@ -142,6 +137,13 @@ def operator_for(node: fx.Node, scope: Scope) -> Operator:
     if name not in ORDINARY | SHAPED_LIKE:
         scope.fallbacks[str(node.target)] += 1
     return Taped(node, eps, reached)
+
+
+def _weighted(node: fx.Node, scope: Scope) -> type[Weighted]:
+    """Which way of computing a convolution or linear layer suits the machine."""
+    if node.target is LINEAR:
+        return OneLinear if scope.onednn else Linear
+    return PackedConvolution if scope.onednn and packs(node) else Convolution
 
 
 def _products(node: fx.Node, scope: Scope) -> int:

@@ -94,6 +94,11 @@ def module_of(node: fx.Node) -> str:
     return stack[-1][0] if stack and stack[-1][0] else node.name
 
 
+def packet(node: fx.Node) -> str:
+    overloads = getattr(node.target, "overloadpacket", None)
+    return overloads.__name__ if overloads is not None else getattr(node.target, "__name__", str(node.target))
+
+
 def argument(node: fx.Node, name: str, default: object = None) -> object:
     """An operator's argument by its schema name, however it was passed."""
     if name in node.kwargs:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from .carry import Carry, Held, Pending
 from .graph import argument
 from .rules import Operator, Run, stabilized
 
@@ -24,19 +25,35 @@ class LayerNorm(Operator):
         value, _, rstd = torch.native_layer_norm(source, shape, weight, bias, argument(self.node, "eps"))
         return value, (value, rstd, weight)
 
-    def backward(self, run: Run, carry: Tensor, saved) -> None:
-        value, rstd, weight = saved
-        source, rank = self.node.args[0], len(self.node.args[1])
-        residual = run.carries.pop(source, None)
+    def backward(self, run: Run, carry: Carry, saved) -> None:
+        rank = len(self.node.args[1])
+        run.give(self.node.args[0], NormalisedCarry(carry.tensor(), *saved, rank, self.eps))
+
+
+class NormalisedCarry(Pending):
+    """The carry behind a layer norm; the skip connection's carry and the stabilizer of their sum come along with it."""
+
+    def __init__(
+        self, carry: Tensor, value: Tensor, rstd: Tensor, weight: Tensor | None, rank: int, eps: float
+    ) -> None:
+        super().__init__()
+        self.carry, self.value, self.rstd, self.weight = carry, value, rstd, weight
+        self.rank, self.eps = rank, eps
+
+    def make(self, rest: Tensor | None = None) -> Tensor:
+        rank = self.rank
         out = ops.layer_norm(
-            carry.flatten(-rank),
-            value.flatten(-rank),
-            rstd.flatten(-rank),
-            weight=weight.flatten() if weight is not None else None,
-            residual=residual.flatten(-rank) if residual is not None else None,
+            self.carry.flatten(-rank),
+            self.value.flatten(-rank),
+            self.rstd.flatten(-rank),
+            weight=self.weight.flatten() if self.weight is not None else None,
+            residual=rest.flatten(-rank) if rest is not None else None,
             eps=self.eps,
         )
-        run.give(source, out.view(value.shape), owned=True)
+        return out.view(self.value.shape)
+
+    def take(self) -> tuple[Tensor, bool]:
+        return self.make(self.rest.take()[0] if self.rest is not None else None), True
 
 
 class GroupNorm(Operator):
@@ -49,13 +66,13 @@ class GroupNorm(Operator):
         variance = source.flatten(1).unflatten(1, (groups, -1)).to(_wide(source)).var(-1, unbiased=False)
         return value, (value, (variance + argument(self.node, "eps")).rsqrt().to(source.dtype), weight)
 
-    def backward(self, run: Run, carry: Tensor, saved) -> None:
+    def backward(self, run: Run, carry: Carry, saved) -> None:
         value, rstd, weight = saved
         scaled = stabilized(carry, value, self.eps)
         if weight is not None:
             scaled = scaled * weight.view(-1, *[1] * (value.dim() - 2))
         t = scaled.flatten(1).unflatten(1, (rstd.shape[1], -1)) * rstd.unsqueeze(-1)
-        run.give(self.node.args[0], (t - t.mean(-1, keepdim=True)).view(value.shape))
+        run.give(self.node.args[0], Held((t - t.mean(-1, keepdim=True)).view(value.shape), 1))
 
 
 class RootMeanSquareNorm(Operator):
@@ -70,6 +87,6 @@ class RootMeanSquareNorm(Operator):
         scale = (source.to(_wide(source)).square().mean(axes, keepdim=True) + eps).rsqrt().to(source.dtype)
         return value, (value, scale if weight is None else scale * weight)
 
-    def backward(self, run: Run, carry: Tensor, saved) -> None:
+    def backward(self, run: Run, carry: Carry, saved) -> None:
         value, scale = saved
-        run.give(self.node.args[0], stabilized(carry, value, self.eps) * scale)
+        run.give(self.node.args[0], Held(stabilized(carry, value, self.eps).mul_(scale), 1))

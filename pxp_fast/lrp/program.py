@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import DataError
+from .attention import HeadOutput
+from .carry import Held
 from .composites import Composite, composite
 from .dispatch import Scope, operator_for, receivers
 from .fold import CONVOLUTIONS, fold_batch_norm, hoist_reshapes, prepare_for_dtype
 from .graph import Captured
-from .layers import ONEDNN_LINEAR
+from .onednn import serves
 from .rules import Operator, Run
 from .tokens import keep_read_tokens
 
@@ -86,6 +88,7 @@ class Program:
         given = [t for t in captured.constants.values() if isinstance(t, Tensor) and t.is_floating_point()]
         self.dtype = dtype or given[0].dtype
         self.device = torch.device(device) if device is not None else given[0].device
+        self.wide = torch.float64 if self.dtype == torch.float64 else torch.float32
         fold_batch_norm(captured)
         hoist_reshapes(captured)
         keep_read_tokens(captured)
@@ -98,9 +101,10 @@ class Program:
         captured.constants = dict.fromkeys(captured.constants)  # the program's copies are enough
         self.live = self._reached_from({captured.images} if input_relevance else set(), set(readers))
         carrying = self._reached_from({captured.images}, set(readers))
-        onednn = self.fast and self.dtype == torch.float32 and self.device.type == "cpu" and ONEDNN_LINEAR is not None
+        onednn = self.fast and serves(self.device, self.dtype)
         scope = Scope(self.live, carrying, self.constants, self.composite.stabilizer, onednn)
         self.steps = self._compile(readers, scope)
+        self.factors = self._factors(readers)
         self.fallbacks = dict(scope.fallbacks)
         self.release = self._last_uses()
         if self.fallbacks:
@@ -132,7 +136,19 @@ class Program:
                 step.reader = readers.get(node)
                 fused.add(step.output)
                 steps.append(step)
+        views = {view for step in steps if isinstance(step, HeadOutput) for view in step.views}
+        for step in steps:
+            step.bypassed = step.node in views
         return steps
+
+    def _factors(self, readers: Mapping[fx.Node, Reader]) -> Tensor | None:
+        """The readers' scales as a row of the table; None where all are 1."""
+        if all(reader.scale == 1 for reader in readers.values()):
+            return None
+        factors = torch.ones(self.units, dtype=self.wide, device=self.device)
+        for reader in readers.values():
+            factors[reader.offset : reader.offset + reader.count] = reader.scale
+        return factors
 
     def _last_uses(self) -> list[list[fx.Node]]:
         """For each step, the values that no later step reads."""
@@ -173,19 +189,22 @@ class Program:
             ``[2, N, U]`` in float32 (float64 for float64): each unit's signed relevance summed over positions, tokens
             or queries, and the sum of its absolute values.
         """
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            return self._run(images, targets, initial, observe)
+        self.check(images, targets, initial)
+        return self.compute(images, targets, initial, observe)
 
-    def _run(self, images: Tensor, targets: Tensor, initial: str, observe: Callable | None) -> Tensor:
-        targets = self._check(images, targets, initial)
+    def compute(self, images: Tensor, targets: Tensor, initial: str = "one", observe: Callable | None = None) -> Tensor:
+        """:meth:`run` without its checks: nothing here waits for the device or depends on a value on it."""
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            return self._compute(images, targets, initial, observe)
+
+    def _compute(self, images: Tensor, targets: Tensor, initial: str, observe: Callable | None) -> Tensor:
         images = images.clone() if images.is_inference() else images
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         images = images.to(self.device, self.dtype).contiguous(memory_format=layout)
-        run = Run(self.live, {**self.constants, self.captured.images: images}, len(images))
-        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
-        run.table = torch.zeros(2, len(images), self.units, dtype=wide, device=self.device)
+        table = torch.zeros(2, len(images), self.units, dtype=self.wide, device=self.device)
         if len(images) == 0:
-            return run.table
+            return table
+        run = Run(self.live, {**self.constants, self.captured.images: images}, table)
         saved, values = {}, {}
         for step, dead in zip(self.steps, self.release, strict=True):
             run.env[step.output], kept = step.forward(run)
@@ -196,17 +215,18 @@ class Program:
             for node in dead:
                 del run.env[node]
         logits = run.env.pop(self.captured.logits)
-        run.carries[self.captured.logits] = self._seed(logits, targets, initial)
+        run.give(self.captured.logits, self._seed(logits, targets.to(self.device), initial))
         for step in reversed(self.steps):
-            carry = run.carries.pop(step.output, None)
+            carry = run.carries.pop(step.takes, None)
             if carry is None:
                 continue
-            if observe is not None and isinstance(carry, Tensor):
-                observe(step.output, values[step.output], carry)
+            if observe is not None and not isinstance(carry, dict):
+                carry = Held(carry.tensor())
+                observe(step.takes, values[step.takes], carry.value)
             step.backward(run, carry, saved.pop(step))
         if observe is not None and self.input_relevance:
-            observe(self.captured.images, images, run.carries[self.captured.images])
-        return run.table
+            observe(self.captured.images, images, run.carries[self.captured.images].tensor())
+        return table if self.factors is None else table.mul_(self.factors)
 
     def _seed(self, logits: Tensor, targets: Tensor, initial: str) -> Tensor:
         """The carry of the logits: relevance 1 (or the logit) at the target, none elsewhere."""
@@ -216,7 +236,8 @@ class Program:
         carry = torch.ones_like(at) if initial == "logit" else torch.where(at == 0, 0, 1 / at)
         return torch.zeros_like(logits).scatter_(1, chosen, carry)
 
-    def _check(self, images: Tensor, targets: Tensor, initial: str) -> Tensor:
+    def check(self, images: Tensor, targets: Tensor, initial: str = "one") -> None:
+        """Raise DataError unless :meth:`compute` can take this batch. Labels are looked at only on the CPU."""
         expected = tuple(self.captured.images.meta["val"].shape[1:])
         if tuple(images.shape[1:]) != expected:
             raise DataError(
@@ -237,4 +258,3 @@ class Program:
                 )
         if initial not in ("one", "logit"):
             raise DataError(f"initial relevance {initial!r} is not known; use 'one' or 'logit'")
-        return targets.to(self.device)

@@ -11,12 +11,14 @@ Each class below is one operator of a compiled program: `forward` computes it an
 from __future__ import annotations
 
 import collections
+import contextlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx
 
-from .. import ops
 from ..errors import CaptureError
+from .carry import Carry, Held, fresh
 from .graph import ATEN, argument, module_of
 
 # Each maps 0 to 0, so relevance passes through as the factor act(z) / z.
@@ -49,56 +51,53 @@ def fused_activation(node: fx.Node) -> str | None:
     return names.get(node.target)
 
 
-def stabilized(carry: Tensor, value: Tensor, eps: float) -> Tensor:
-    """``c f(z)``, where no unit is read."""
+def stabilized(carry: Carry, value: Tensor, eps: float) -> Tensor:
+    """``c f(z)`` in memory of its own, where no unit is read."""
     if value.dim() < 2:
-        return ops.epsilon(carry.reshape(-1, 1), value.reshape(-1, 1), eps=eps)[0].view(value.shape)
-    return ops.epsilon(carry, value, eps=eps)[0]
+        return Held(carry.tensor().reshape(-1, 1)).scaled(value.reshape(-1, 1), eps).view(value.shape)
+    return carry.scaled(value, eps)
 
 
 class Run:
-    """The state of one pass: values still needed, what each operator put by, carries not yet consumed."""
+    """The state of one pass: values still needed, what each operator put by, carries not yet used."""
 
-    def __init__(self, live: set[fx.Node], env: dict, samples: int) -> None:
+    def __init__(self, live: set[fx.Node], env: dict, table: Tensor) -> None:
         self.live = live
         self.env = env
-        self.samples = samples
-        self.carries: dict[fx.Node, Tensor] = {}
-        self.owned: set[fx.Node] = set()
-        self.table: Tensor | None = None
+        self.table = table
+        self.carries: dict[fx.Node, Carry | dict[int, Tensor]] = {}
 
     def value(self, arg):
         return fx.node.map_arg(arg, self.env.__getitem__)
 
-    def give(self, node: object, carry: Tensor | None, owned: bool = False) -> None:
+    def give(self, node: object, carry: Carry | Tensor | None) -> None:
         """Add a carry to a node's; a node that relevance need not reach is ignored.
 
-        `owned`: no one else holds the tensor, so that it may be added to in place.
+        A bare tensor is one that others may know: it will not be changed.
         """
         if carry is None or node not in self.live:
             return
+        carry = Held(carry) if isinstance(carry, Tensor) else carry
         held = self.carries.get(node)
-        if held is None:
-            self.carries[node] = carry
-        elif owned:
-            self.carries[node] = carry.add_(held)
-        elif node in self.owned:
-            held.add_(carry)
-            return
-        else:
-            self.carries[node] = held + carry
-            owned = True
-        if owned:
-            self.owned.add(node)
+        self.carries[node] = carry if held is None else held.joined(carry)
 
-    def read(self, reader, sums: Tensor) -> None:
-        """Enter a unit layer's sums ``[2, N * k, units]`` into the table ``[2, N, U]``."""
+    @contextlib.contextmanager
+    def sums(self, reader, samples: int) -> Iterator[Tensor | None]:
+        """Where a unit layer's sums ``[2, samples, units]`` are to be added: its columns of the table ``[2, N, U]``.
+
+        A layer that works on windows has several samples for each image, whose sums are added up.
+        """
         if reader is None:
+            yield None
             return
-        if sums.shape[1] != self.samples:
-            sums = sums.unflatten(1, (self.samples, sums.shape[1] // self.samples)).sum(2)
-        columns = slice(reader.offset, reader.offset + reader.count)
-        self.table[:, :, columns].add_(sums, alpha=reader.scale)
+        columns = self.table[:, :, reader.offset : reader.offset + reader.count]
+        images = columns.shape[1]
+        if samples == images:
+            yield columns
+            return
+        parts = columns.new_zeros(2, samples, reader.count)
+        yield parts
+        columns += parts.unflatten(1, (images, samples // images)).sum(2)
 
 
 class Operator:
@@ -108,18 +107,24 @@ class Operator:
         self.node = node
         self.eps = eps
         self.reader = None
+        self.bypassed = False
 
     @property
     def output(self) -> fx.Node:
-        """The node whose value `forward` yields and whose carry `backward` takes."""
+        """The node whose value `forward` yields."""
         return self.node
 
     def forward(self, run: Run) -> tuple[object, object]:
         """The operator's value, and what `backward` needs."""
         return self.node.target(*run.value(self.node.args), **run.value(self.node.kwargs)), None
 
+    @property
+    def takes(self) -> fx.Node | None:
+        """The node whose carry `backward` takes; None where the carry passes this operator by."""
+        return None if self.bypassed else self.output
+
     def backward(self, run: Run, carry, saved) -> None:
-        """Hand carries to the inputs."""
+        """Turn the carry of the output, a :class:`Carry`, into carries of the inputs."""
 
 
 class Activation(Operator):
@@ -129,10 +134,10 @@ class Activation(Operator):
         value, _ = super().forward(run)
         return value, (run.env[self.node.args[0]], value)
 
-    def backward(self, run: Run, carry: Tensor, saved) -> None:
+    def backward(self, run: Run, carry: Carry, saved) -> None:
         z, y = saved
         # Relevance at z = 0 is 0 whatever the factor; 0 keeps the division out of it.
-        run.give(self.node.args[0], torch.where(z == 0, 0, carry * (y / z)))
+        run.give(self.node.args[0], Held(torch.where(z == 0, 0, carry.tensor() * (y / z)), 1))
 
 
 class Sum(Operator):
@@ -158,12 +163,19 @@ class Sum(Operator):
         # An added -inf hides an entry (attention masks): nothing comes back from there, and 0 is easier on 0 * inf.
         return value, (value.masked_fill(torch.isinf(value), 0) if self.masks else value, shapes)
 
-    def backward(self, run: Run, carry: Tensor, saved) -> None:
+    def backward(self, run: Run, carry: Carry, saved) -> None:
         value, shapes = saved
         scaled = stabilized(carry, value, self.eps)
-        for (operand, factor), shape in zip(self.factors, shapes, strict=True):
-            if operand in run.live:
-                share = scaled if scaled.shape == shape else scaled.sum_to_size(shape)
+        whole = [
+            operand in run.live and factor == 1 and scaled.shape == shape
+            for (operand, factor), shape in zip(self.factors, shapes, strict=True)
+        ]
+        shared = Held(scaled, sum(whole))
+        for (operand, factor), shape, direct in zip(self.factors, shapes, whole, strict=True):
+            if direct:
+                run.give(operand, shared)
+            elif operand in run.live:
+                share = shared.tensor().sum_to_size(shape)
                 run.give(operand, share if factor == 1 else share * factor)
 
 
@@ -195,18 +207,19 @@ class Taped(Operator):
         saved = edges, [edge(leaf) for leaf in leaves.values()]
         return torch.utils._pytree.tree_map_only(Tensor, Tensor.detach, out), saved
 
-    def backward(self, run: Run, carry, saved) -> None:
+    def backward(self, run: Run, carry: Carry | dict[int, Tensor], saved) -> None:
+        self.pull(run, carry if isinstance(carry, dict) else {0: carry.tensor()}, saved)
+
+    def pull(self, run: Run, carries: dict[int, Tensor], saved) -> None:
+        """Give the receivers the vector-Jacobian product of the outputs' carries."""
         edges, leaves = saved
-        carries = self.modified(carry) if isinstance(carry, dict) else {0: self.modified(carry)}
         chosen = [i for i in carries if edges[i] is not None]
         outputs, products = [edges[i] for i in chosen], [carries[i] for i in chosen]
         shares = torch.autograd.grad(outputs, leaves, products, allow_unused=True)
         for node, share in zip(self.receivers, shares, strict=True):
-            run.give(node, share)
-
-    def modified(self, carry):
-        """The carry as the rule wants it before the ordinary gradient is taken."""
-        return carry
+            # Shares of several receivers may lie in each other's memory.
+            alone = share is not None and len(shares) == 1
+            run.give(node, fresh(share, *products) if alone else share)
 
 
 class Item(Operator):
@@ -215,8 +228,8 @@ class Item(Operator):
     def forward(self, run: Run) -> tuple[object, object]:
         return run.env[self.node.args[0]][self.node.args[1]], None
 
-    def backward(self, run: Run, carry: Tensor, saved) -> None:
-        run.carries.setdefault(self.node.args[0], {})[self.node.args[1]] = carry
+    def backward(self, run: Run, carry: Carry, saved) -> None:
+        run.carries.setdefault(self.node.args[0], {})[self.node.args[1]] = carry.tensor()
 
 
 class Affine(Taped):
@@ -226,13 +239,13 @@ class Affine(Taped):
         value, saved = super().forward(run)
         return value, (value, saved)
 
-    def backward(self, run: Run, carry: Tensor, saved) -> None:
+    def backward(self, run: Run, carry: Carry, saved) -> None:
         value, saved = saved
-        super().backward(run, stabilized(carry, value, self.eps), saved)
+        self.pull(run, {0: stabilized(carry, value, self.eps)}, saved)
 
 
 class ElementwiseProduct(Taped):
     """Uniform split of ``a * b`` where both carry relevance: each gets half of it, ``c_a = c b / 2``."""
 
-    def modified(self, carry: Tensor) -> Tensor:
-        return carry / 2
+    def pull(self, run: Run, carries: dict[int, Tensor], saved) -> None:
+        super().pull(run, {i: carry / 2 for i, carry in carries.items()}, saved)
