@@ -55,7 +55,7 @@ class HeadOutput(Operator):
             carry = Held(_side_by_side(carry.tensor()))
         group = width if self.reader is not None else 1
         with run.sums(self.reader, len(tokens)) as sums:
-            scaled = carry.scaled(tokens, eps, group=group, sums=sums, stabilized_sums=sums is not None)
+            scaled = carry.scaled(tokens, eps, unit_dim=-1, group=group, sums=sums, stabilized_sums=sums is not None)
         return scaled.unflatten(2, (heads, width)).transpose(1, 2).reshape(value.shape)
 
 

@@ -31,7 +31,7 @@ class Carry(abc.ABC):
         eps: float,
         *,
         activation: str = "identity",
-        unit_dim: int = -1,
+        unit_dim: int = 1,
         group: int = 1,
         sums: Tensor | None = None,
         stabilized_sums: bool = False,
@@ -96,9 +96,15 @@ class Pending(Carry):
     def make(self) -> Tensor:
         """The carry without those that joined it, in memory of its own."""
 
+    def make_onto(self, rest: Tensor) -> Tensor:
+        """The carry added to `rest`, whose memory is free to be used."""
+        return self.make().add_(rest)
+
     def take(self) -> tuple[Tensor, bool]:
-        made = Held(self.make(), 1)
-        return (made if self.rest is None else made.joined(self.rest)).take()
+        if self.rest is None:
+            return self.make(), True
+        rest, free = self.rest.take()
+        return self.make_onto(rest) if free else self.make().add_(rest), True
 
     def tensor(self) -> Tensor:
         return self.take()[0]

@@ -77,6 +77,14 @@ class MirroredProduct(ConvolutionProduct):
     def make(self) -> Tensor:
         return _pointwise(self.scaled_output, self.weight, None, self.geometry, self.padding, "none")
 
+    def make_onto(self, rest: Tensor) -> Tensor:
+        if not rest.is_contiguous(memory_format=torch.channels_last):
+            return super().make_onto(rest)
+        sizes = (self.padding, [1, 1], self.geometry.dilation, self.geometry.groups)
+        return torch.ops.mkldnn._convolution_pointwise_.binary(
+            rest, self.scaled_output, self.weight, None, *sizes, "add", 1.0, None, [], None
+        )
+
 
 def mirrored_padding(geometry: Geometry, shape: torch.Size) -> list[int] | None:
     """The padding with which the mirrored convolution gives the input gradient; None if there is none."""
