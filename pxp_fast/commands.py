@@ -43,7 +43,7 @@ def score(config: RunConfig) -> str:
             units=config.units or None,
             device=device,
             dtype=getattr(torch, config.dtype),
-            fast=config.fast,
+            exact=config.exact,
             model_name=loaded.name,
             progress=progress.tracker(),
         )

@@ -42,7 +42,7 @@ class RunConfig(BaseModel):
     seed: int = Field(0, ge=0)
     device: str = "auto"
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
-    fast: bool = False
+    exact: bool = False
     batch_size: int = Field(32, ge=1)
     workers: int | None = Field(None, ge=0)
     composite: str = "epsilon"

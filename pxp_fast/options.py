@@ -119,11 +119,11 @@ Dtype = Annotated[
     Literal["float32", "float64", "bfloat16", "float16"],
     typer.Option(help="Arithmetic of the network.", rich_help_panel=_MACHINE),
 ]
-Fast = Annotated[
+Exact = Annotated[
     bool,
     typer.Option(
-        "--fast/--no-fast",
-        help="Score in float32 with quicker kernels, whose rounding errors are two to six times larger.",
+        "--exact/--no-exact",
+        help="Score in float32 with slower kernels, whose rounding errors are two to six times smaller.",
         rich_help_panel=_MACHINE,
     ),
 ]

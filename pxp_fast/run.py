@@ -82,7 +82,7 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
             units=config.units or None,
             device=device,
             dtype=dtype,
-            fast=config.fast,
+            exact=config.exact,
             model_name=loaded.name,
             progress=track,
         )

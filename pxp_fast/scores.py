@@ -160,7 +160,7 @@ def score(
     initial: str = "one",
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-    fast: bool = False,
+    exact: bool = False,
     model_name: str | None = None,
     data: dict | None = None,
     progress: Track | None = None,
@@ -183,8 +183,8 @@ def score(
         Relevance at the label's logit: ``"one"``, or ``"logit"`` for its value.
     device, dtype
         Of the computation; default: the model's. bfloat16 is the fast choice; sums stay in float32.
-    fast
-        In float32, take quicker kernels whose rounding errors are two to six times larger; see
+    exact
+        In float32, take slower kernels whose rounding errors are two to six times smaller; see
         :class:`pxp_fast.lrp.Program`.
     model_name
         Written into the scores, and checked when they are loaded; default: what the model says of itself.
@@ -206,7 +206,7 @@ def score(
     for images, labels in batches:
         if criterion is None:
             kinds = tuple(units) if units is not None else None
-            options = {"composite": composite, "dtype": dtype, "device": device, "fast": fast}
+            options = {"composite": composite, "dtype": dtype, "device": device, "exact": exact}
             criterion = Relevance(model, images, kinds=kinds, **options)
             count = sum(group.count for group in criterion.units)
             totals = torch.zeros(4, count, dtype=torch.float64, device=criterion.program.device)

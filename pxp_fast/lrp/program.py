@@ -59,10 +59,11 @@ class Program:
         Of the computation; default: those of the model. bfloat16 keeps sums in float32.
     input_relevance
         Propagate down to the images as well.
-    fast
-        In float32, take the quicker of two ways to the same numbers: channels-last convolutions and, on a CPU, oneDNN's
-        matrix products. They add up in longer runs, so rounding errors grow two to six times. Reduced precision always
-        takes the quicker way, float64 never does.
+    exact
+        In float32, take the slower of two ways to the same numbers, which rounds as autograd on the model itself does:
+        contiguous convolutions, ATen's matrix products, no TF32 on a GPU. Otherwise convolutions are channels-last and,
+        on a CPU, all products oneDNN's, which add up in longer runs (rounding errors are two to six times larger); on a
+        GPU PyTorch's own switches decide about TF32. Reduced precision always takes the quicker way, float64 never.
 
     Attributes
     ----------
@@ -79,7 +80,7 @@ class Program:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         input_relevance: bool = False,
-        fast: bool = False,
+        exact: bool = False,
     ) -> None:
         self.composite = composite(rules)
         self.captured = captured
@@ -94,7 +95,7 @@ class Program:
         keep_read_tokens(captured)
         captured.eliminate_dead()
         prepare_for_dtype(captured, self.dtype, self.device)
-        self.fast = self.dtype in (torch.bfloat16, torch.float16) or (fast and self.dtype == torch.float32)
+        self.fast = self.dtype in (torch.bfloat16, torch.float16) or (self.dtype == torch.float32 and not exact)
         convolutional = any(n.target in CONVOLUTIONS for n in captured.nodes())
         self.channels_last = self.fast and convolutional and captured.images.meta["val"].dim() == 4
         self.constants = {n: self._place(n, t) for n, t in captured.constants.items()}

@@ -62,7 +62,7 @@ def step_of(relevance: Relevance, kind: type):
 
 def check(model: nn.Module, images: torch.Tensor, kind: type, dtype: torch.dtype) -> None:
     """The layer's product, and what it hands down, are those of the definition."""
-    relevance = Relevance(model, images, dtype=dtype, fast=True)
+    relevance = Relevance(model, images, dtype=dtype)
     step = step_of(relevance, kind)
     generator = torch.Generator().manual_seed(4)
     weight, bias = relevance.program.constants[step.node.args[1]], relevance.program.constants[step.node.args[2]]
@@ -106,7 +106,7 @@ def test_linear(dtype):
 def test_stride_one_runs_as_a_convolution():
     torch.manual_seed(0)
     model = Between(nn.Conv2d(16, 16, 3, padding=1), convolutional=True).eval()
-    relevance = Relevance(model, torch.randn(2, 3, 8, 8), fast=True)
+    relevance = Relevance(model, torch.randn(2, 3, 8, 8))
     step = step_of(relevance, PackedConvolution)
     weight = relevance.program.constants[step.node.args[1]]
     assert isinstance(step.transposed(torch.randn(2, 16, 8, 8), weight, torch.Size((2, 16, 8, 8))), MirroredProduct)
