@@ -19,9 +19,9 @@ void launch(Tensor& totals, const Tensor& sums, const Tensor* labels) {
   const int64_t* label = labels ? static_cast<const int64_t*>(labels->const_data_ptr()) : nullptr;
   if (totals.dim() == 3) {
     const dim3 grid(blocks, unsigned(std::min(samples, kMostRows)));
-    accumulate_units<T, true><<<grid, kThreads, 0, stream>>>(out, in, label, totals.size(0), samples, units);
+    accumulate_classes<T><<<grid, kThreads, 0, stream>>>(out, in, label, totals.size(0), samples, units);
   } else {
-    accumulate_units<T, false><<<blocks, kThreads, 0, stream>>>(out, in, label, 0, samples, units);
+    accumulate_units<T><<<blocks, kThreads, 0, stream>>>(out, in, label, samples, units);
   }
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }

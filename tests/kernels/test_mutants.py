@@ -70,7 +70,7 @@ MUTANTS = {
     "a slice too short": (
         "mask", "kernels/mask.cuh", "i < entry.elements", "i + 1 < entry.elements", mask_some),
     "a sample that is not left out": (
-        "accumulate", "kernels/accumulate.cuh", "labels[n] < 0", "labels[n] < -1", accumulate_some),
+        "accumulate", "kernels/accumulate.cuh", "labels[n] >= 0", "labels[n] >= -1", accumulate_some),
     "a class added twice": (
         "accumulate", "kernels/accumulate.cuh", "if (same < first) continue;", "", accumulate_classes),
     "samples of another class": (
