@@ -44,6 +44,8 @@ def score(config: RunConfig) -> str:
             device=device,
             dtype=getattr(torch, config.dtype),
             fast=config.fast,
+            per_class=config.per_class,
+            graph=config.graph,
             model_name=loaded.name,
             progress=progress.tracker(),
         )

@@ -173,11 +173,15 @@ class Program:
             ``[2, N, U]`` in float32 (float64 for float64): each unit's signed relevance summed over positions, tokens
             or queries, and the sum of its absolute values.
         """
+        self.check(images, targets, initial)
+        return self.compute(images, targets, initial, observe)
+
+    def compute(self, images: Tensor, targets: Tensor, initial: str = "one", observe: Callable | None = None) -> Tensor:
+        """As :meth:`run`, of a batch that :meth:`check` has passed; nothing in it waits for the device."""
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            return self._run(images, targets, initial, observe)
+            return self._run(images, targets.to(self.device), initial, observe)
 
     def _run(self, images: Tensor, targets: Tensor, initial: str, observe: Callable | None) -> Tensor:
-        targets = self._check(images, targets, initial)
         images = images.clone() if images.is_inference() else images
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         images = images.to(self.device, self.dtype).contiguous(memory_format=layout)
@@ -216,7 +220,8 @@ class Program:
         carry = torch.ones_like(at) if initial == "logit" else torch.where(at == 0, 0, 1 / at)
         return torch.zeros_like(logits).scatter_(1, chosen, carry)
 
-    def _check(self, images: Tensor, targets: Tensor, initial: str) -> Tensor:
+    def check(self, images: Tensor, targets: Tensor, initial: str = "one") -> None:
+        """Raise DataError unless the batch fits; labels on a GPU are not read."""
         expected = tuple(self.captured.images.meta["val"].shape[1:])
         if tuple(images.shape[1:]) != expected:
             raise DataError(
@@ -237,4 +242,3 @@ class Program:
                 )
         if initial not in ("one", "logit"):
             raise DataError(f"initial relevance {initial!r} is not known; use 'one' or 'logit'")
-        return targets.to(self.device)
