@@ -26,7 +26,7 @@ from .report.words import percent
 from .results import Hits, Results
 from .run import RunResult, autocast, check_writable, curve_record, engine_notes, plan_options, run, torch_device
 from .scores import Scores
-from .scores import score as measure
+from .scoring import score as measure
 from .selection import judging, record_images, scored_paths, scoring
 
 

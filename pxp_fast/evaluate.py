@@ -14,7 +14,8 @@ from .lrp.capture import evaluating
 from .masks import masked
 from .plan import Plan, plan
 from .prefetch import prefetch
-from .scores import Scores, Track
+from .progress import Track
+from .scores import Scores
 
 RATES = tuple(step / 20 for step in range(20))
 

@@ -23,7 +23,7 @@ def prefetch(
 
     Copies go through pinned memory on a stream of their own, so that they pass while earlier batches are computed, and
     whoever takes a batch makes the stream that is current then wait for that batch alone. Tensors that are on a GPU
-    already pass through.
+    already pass through; those in pinned memory are copied from where they are, so they must not change afterwards.
 
     Parameters
     ----------

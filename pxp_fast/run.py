@@ -30,7 +30,8 @@ from .plan import plan as make_plan
 from .progress import Track, silent
 from .report.words import percent
 from .results import ClassRecord, CurveRecord, DataRecord, Hits, LayerRecord, ModelRecord, Results, SkippedRecord
-from .scores import Scores, score
+from .scores import Scores
+from .scoring import score
 from .selection import record_images, scoring_and_judging
 
 

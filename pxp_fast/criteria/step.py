@@ -7,9 +7,10 @@ fixed size for images and labels, and fills a smaller batch up with samples that
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -29,46 +30,36 @@ class GraphWarning(UserWarning):
 class Recorder(Protocol):
     """A way to repeat a computation on the tensors it has read and written before."""
 
-    def record(self, compute: Callable[[], None]) -> Callable[[], None]:
+    def record(self, compute: Callable[[], object]) -> Callable[[], object]:
         """What repeats `compute`. May run it too, so what it adds to must not change meanwhile."""
 
 
 class Again:
     """Repeats a computation by running it again, on any device."""
 
-    def record(self, compute: Callable[[], None]) -> Callable[[], None]:
+    def record(self, compute: Callable[[], object]) -> Callable[[], object]:
         return compute
 
 
 class CudaGraphs(Again):
-    """Repeats a computation as a CUDA graph; after a failure, which it warns of once, by running it again.
+    """Repeats a computation as a CUDA graph; where that fails, which it warns of once, by running it again.
 
     The computation must neither wait for the GPU nor read from it. The graphs share their intermediate memory, as no
     two of them run at the same time.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.stream = _capture_stream(torch.cuda.current_device() if device.index is None else device.index)
+        self.device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+        self.stream = _capture_stream(self.device.index)
         self.pool = torch.cuda.graph_pool_handle()
         self.failed = False
 
-    def record(self, compute: Callable[[], None]) -> Callable[[], None]:
-        if self.failed:
-            return super().record(compute)
-        with torch.cuda.device(self.device):
-            current = torch.cuda.current_stream()
-            self.stream.wait_stream(current)
-            with torch.cuda.stream(self.stream):
-                compute()  # libraries choose algorithms and take their workspace the first time, which no graph may do
-            current.wait_stream(self.stream)
-            graph = torch.cuda.CUDAGraph()
+    def record(self, compute: Callable[[], object]) -> Callable[[], object]:
+        if not self.failed:
             try:
-                # thread_local: threads of the caller, such as one that pins memory, may go on.
-                with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
-                    compute()
+                with torch.cuda.device(self.device):
+                    return self._capture(compute)
             except RuntimeError as error:
-                torch.cuda.set_stream(current)  # a capture that ends in an error leaves its own stream behind
                 self.failed = True
                 reason = str(error.__context__ or error).strip().split("\n")[0]
                 warnings.warn(
@@ -77,8 +68,46 @@ class CudaGraphs(Again):
                     GraphWarning,
                     stacklevel=2,
                 )
-                return super().record(compute)
+        return super().record(compute)
+
+    def _capture(self, compute: Callable[[], object]) -> Callable[[], object]:
+        current = torch.cuda.current_stream()
+        self.stream.wait_stream(current)
+        # Once as it is: libraries choose algorithms and take their workspace then, which no graph may do. What would
+        # wait for the GPU is found here, as PyTorch recovers badly from a capture that it ends.
+        with torch.cuda.stream(self.stream), _refusing_to_wait():
+            compute()
+        current.wait_stream(self.stream)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # thread_local: threads of the caller, such as one that pins memory, may go on.
+            with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
+                compute()
+        except RuntimeError:
+            torch.cuda.set_stream(current)
+            _failed.append(graph)
+            with contextlib.suppress(RuntimeError):  # where PyTorch (before 2.12) has not come to it
+                torch._C._cuda_endAllocateToPool(self.device.index, self.pool)
+                torch._C._cuda_releasePool(self.device.index, self.pool)
+            raise
         return graph.replay
+
+
+_failed: list[torch.cuda.CUDAGraph] = []
+"""PyTorch goes on asking graphs that failed which memory is theirs."""
+
+
+@contextlib.contextmanager
+def _refusing_to_wait() -> Iterator[None]:
+    """RuntimeError at whatever makes the host wait for a GPU, as far as PyTorch notices."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that it does not notice everything
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 @functools.cache
@@ -140,7 +169,8 @@ class Step:
     def __call__(self, images: Tensor, labels: Tensor) -> None:
         """Add a batch that :meth:`pxp_fast.lrp.Program.check` has passed; does not wait for a GPU.
 
-        On a CPU, relevance that is not finite is an error here; on a GPU it shows in the totals.
+        Relevance that is not finite is an error here on a CPU, where it costs nothing to look, unless the step is
+        recorded; else it shows in the totals.
         """
         if len(images) == 0:
             return
@@ -148,22 +178,26 @@ class Step:
         with torch.inference_mode(False), torch.no_grad():
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             recorded = self._recording(images, labels)
-            if recorded is None:
-                self.add(images, labels, labels)
-            else:
+            if recorded is not None:
                 recorded.run(images, labels)
+            else:
+                table = self.add(images, labels, labels)
+                if table.device.type == "cpu":
+                    self.criterion.check_finite(table)
         if self.class_totals is not None:
             self._labels.append(labels.clone())
         self.samples += len(images)
 
-    def add(self, images: Tensor, targets: Tensor, counted: Tensor) -> None:
-        """Explain `targets` and add to the totals the samples that `counted`, their labels, does not leave out."""
+    def add(self, images: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
+        """Add to the totals the samples that `counted`, their labels, does not leave out; returns their table.
+
+        This is what is recorded: the work of a device, of which the host sees nothing.
+        """
         table = self.criterion.program.compute(images, targets, self.initial)
-        if table.device.type == "cpu":
-            self.criterion.check_finite(table)
         ops.accumulate_(self.totals, table, counted)
         if self.class_totals is not None:
             ops.accumulate_(self.class_totals, table, counted)
+        return table
 
     def class_samples(self) -> Tensor:
         """How many samples of every class there have been, ``[classes]`` int64 on the CPU."""
@@ -192,7 +226,7 @@ class _Recorded:
         self.images = torch.empty(images.shape, dtype=step.criterion.program.dtype, device=images.device).copy_(images)
         self.targets = labels.clone()
         self.counted = torch.full_like(labels, LEFT_OUT)  # so that recording adds nothing
-        self.repeat = step.recorder.record(lambda: step.add(self.images, self.targets, self.counted))
+        self.repeat = step.recorder.record(functools.partial(step.add, self.images, self.targets, self.counted))
 
     def run(self, images: Tensor, labels: Tensor) -> None:
         """Add a batch of this size or less; copies of its first sample fill it up, and are left out."""
