@@ -107,6 +107,10 @@ def score(
 def plan(
     scores: o.ScoresFile, rate: o.Rate = 0.3, units: o.Units = None, order: o.Order = "least",
     scope: o.Scope = "kind", seed: o.Seed = 0, magnitude: o.Magnitude = True, absolute: o.Absolute = "pxp",
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Labels whose images alone count, of scores made with --per-class.", metavar="LIST"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: beside the scores.")] = None,
 ) -> None:  # fmt: skip
     """Choose the units to remove; needs only the scores.

@@ -13,6 +13,7 @@ from . import progress
 from . import report as pages
 from .config import RunConfig
 from .data import used_among
+from .errors import ScoresError
 from .evaluate import evaluate as judge
 from .evaluate import sweep as judge_every_rate
 from .files import atomic_write
@@ -57,8 +58,11 @@ def score(config: RunConfig) -> str:
 def plan(scores: Path, config: RunConfig, out: Path | None) -> str:
     """Plan; returns what it removes and the path of the file."""
     path = _scores_path(scores)
+    found = Scores.load(path)
+    if words := [word for word in config.classes if not word.isdecimal()]:
+        raise ScoresError(f"scores know classes by their labels, not by names such as {words[0]!r}: give numbers")
     made = make_plan(
-        Scores.load(path),
+        found.for_classes(map(int, config.classes)) if config.classes else found,
         config.rate,
         units=config.units or None,
         order=config.order,

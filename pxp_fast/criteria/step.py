@@ -75,9 +75,11 @@ class CudaGraphs(Again):
         self.stream.wait_stream(current)
         # Once as it is: libraries choose algorithms and take their workspace then, which no graph may do. What would
         # wait for the GPU is found here, as PyTorch recovers badly from a capture that it ends.
-        with torch.cuda.stream(self.stream), _refusing_to_wait():
-            compute()
-        current.wait_stream(self.stream)
+        try:
+            with torch.cuda.stream(self.stream), _refusing_to_wait():
+                compute()
+        finally:
+            current.wait_stream(self.stream)
         graph = torch.cuda.CUDAGraph()
         try:
             # thread_local: threads of the caller, such as one that pins memory, may go on.
@@ -85,16 +87,17 @@ class CudaGraphs(Again):
                 compute()
         except RuntimeError:
             torch.cuda.set_stream(current)
-            _failed.append(graph)
             with contextlib.suppress(RuntimeError):  # where PyTorch (before 2.12) has not come to it
                 torch._C._cuda_endAllocateToPool(self.device.index, self.pool)
                 torch._C._cuda_releasePool(self.device.index, self.pool)
+            graph.reset()
+            _failed.append(graph)
             raise
         return graph.replay
 
 
 _failed: list[torch.cuda.CUDAGraph] = []
-"""PyTorch goes on asking graphs that failed which memory is theirs."""
+"""Kept, as PyTorch (before 2.12) goes on asking graphs whose capture failed which memory is theirs."""
 
 
 @contextlib.contextmanager
@@ -229,12 +232,9 @@ class _Recorded:
         self.repeat = step.recorder.record(functools.partial(step.add, self.images, self.targets, self.counted))
 
     def run(self, images: Tensor, labels: Tensor) -> None:
-        """Add a batch of this size or less; copies of its first sample fill it up, and are left out."""
+        """Add a batch of this size or less; what earlier ones left behind fills it up, and is left out."""
         size = len(images)
         for buffer, values in ((self.images, images), (self.targets, labels), (self.counted, labels)):
             buffer[:size].copy_(values)
-        if size < len(self.images):
-            self.images[size:].copy_(images[:1])
-            self.targets[size:].copy_(labels[:1])
-            self.counted[size:].fill_(LEFT_OUT)
+        self.counted[size:].fill_(LEFT_OUT)
         self.repeat()
