@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import DataError, ModelError, PlanError
+from .loader import unprepared
 from .lrp.capture import evaluating
 from .masks import masked
 from .plan import Plan, plan
@@ -117,7 +118,9 @@ def evaluate_plans(
     tallies: list[dict[int, list[int]]] = [{} for _ in plans]
     batches = list(loader) if progress is None and not hasattr(loader, "__len__") else loader
     total = len(batches) * len(plans) if hasattr(batches, "__len__") else None
-    pairs = ((index, one, batch) for batch in prefetch(batches, device) for index, one in enumerate(plans))
+    raw, preparing = unprepared(batches)
+    fetched = prefetch(raw, device, prepare=preparing(device))
+    pairs = ((index, one, batch) for batch in fetched for index, one in enumerate(plans))
     cast = torch.autocast(device.type, dtype) if dtype is not None else contextlib.nullcontext()
     with evaluating(model), torch.inference_mode(), cast:
         for index, one, (images, labels) in progress(pairs, description, total) if progress is not None else pairs:

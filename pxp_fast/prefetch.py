@@ -17,7 +17,11 @@ Finished = TypeVar("Finished")
 
 
 def prefetch(
-    batches: Iterable[Batch], device: torch.device, dtype: torch.dtype | None = None, ahead: int = 1
+    batches: Iterable[Batch],
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    prepare: Callable[[Tensor], Tensor] | None = None,
+    ahead: int = 1,
 ) -> Iterator[Batch]:
     """The batches in their order, on a GPU by the time they are asked for; on any other device just as they come.
 
@@ -32,13 +36,19 @@ def prefetch(
         is closed at the end, however early that is.
     dtype
         Of the computation; floating images of a wider type are cast before they are copied.
+    prepare
+        Applied to the images when a batch is asked for, where they are then.
     ahead
         How many batches to fetch more than were asked for.
     """
     if torch.device(device).type == "cuda":
         upload = Upload(device, dtype)
-        return run_ahead(batches, upload.start, upload.finish, ahead)
-    return run_ahead(batches, lambda batch: batch, lambda batch: batch, 0)
+        arrived = run_ahead(batches, upload.start, upload.finish, ahead)
+    else:
+        arrived = run_ahead(batches, lambda batch: batch, lambda batch: batch, 0)
+    if prepare is None:
+        return arrived
+    return run_ahead(arrived, lambda batch: (prepare(batch[0]), batch[1]), lambda batch: batch, 0)
 
 
 def run_ahead(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .criteria import CudaGraphs, Relevance, Step
 from .errors import DataError
+from .loader import unprepared
 from .lrp import Composite, Program
 from .prefetch import closing, prefetch
 from .progress import Track
@@ -78,18 +79,19 @@ def score(
         See the messages.
     """
     total = len(loader) if hasattr(loader, "__len__") else None
-    with closing(iter(loader)) as source:
+    raw, preparing = unprepared(loader)
+    with closing(iter(raw)) as source:
         first = next(source, None)
         if first is None:
             raise DataError(_EMPTY)
         kinds = tuple(units) if units is not None else None
         options = {"composite": composite, "dtype": dtype, "device": device, "fast": fast}
-        criterion = Relevance(model, first[0], kinds=kinds, **options)
+        criterion = Relevance(model, preparing(first[0].device)(first[0]), kinds=kinds, **options)
         program = criterion.program
         recorder = CudaGraphs(program.device) if graph and program.device.type == "cuda" else None
         step = Step(criterion, initial, per_class=per_class, recorder=recorder)
         checked = _checked(itertools.chain((first,), source), program, initial)
-        with closing(prefetch(checked, program.device, program.dtype)) as batches:
+        with closing(prefetch(checked, program.device, program.dtype, preparing(program.device))) as batches:
             for images, labels in progress(batches, "scoring", total) if progress is not None else batches:
                 step(images, labels)
     if step.samples == 0:

@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+from pxp_fast import models
+from pxp_fast.data import demo_images
+from pxp_fast.loader import Loader, unprepared
 from pxp_fast.prefetch import prefetch, run_ahead
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="copying to a GPU needs one")
@@ -92,6 +95,31 @@ def test_a_cpu_gets_the_batches_as_they_are_and_when_asked():
         assert log[-1] == ("taken", number)
 
 
+def test_bytes_become_the_images_that_the_loader_yields():
+    """Without a GPU when they are asked for, not before; twice, as the second pass is from memory."""
+    part = demo_images("test", model=models.load("demo:vgg"), samples_per_class=2)
+    loader = Loader(part, 8)
+    for _ in range(2):
+        raw, preparing = unprepared(loader)
+        found = list(prefetch(raw, torch.device("cpu"), prepare=preparing(torch.device("cpu"))))
+        assert [len(labels) for _, labels in found] == [8, 8, 4]
+        for (images, labels), (expected, right) in zip(found, loader, strict=True):
+            assert torch.equal(images, expected) and torch.equal(labels, right)
+            assert images.dtype == torch.float32
+    assert {pixels.dtype for pixels, _ in loader.pixels()} == {torch.uint8}
+    raw, preparing = unprepared(found)
+    assert raw is found and preparing(torch.device("cpu"))(found[0][0]) is found[0][0]
+
+
+@cuda
+def test_a_gpu_normalises_to_the_bits_of_the_cpu():
+    loader = Loader(demo_images("test", model=models.load("demo:vgg"), samples_per_class=2), 8)
+    raw, preparing = unprepared(loader)
+    device = torch.device("cuda")
+    for (images, _), (expected, _) in zip(prefetch(raw, device, prepare=preparing(device)), loader, strict=True):
+        assert torch.equal(images.cpu(), expected)
+
+
 @cuda
 @pytest.mark.parametrize("ahead", [1, 2])
 def test_a_gpu_gets_the_same_values_whatever_becomes_of_the_buffers(ahead):
@@ -108,7 +136,7 @@ def test_a_gpu_gets_the_same_values_whatever_becomes_of_the_buffers(ahead):
 
     busy = torch.rand(2000, 2000, device="cuda")
     sums = []
-    for images, labels in prefetch(loader(), torch.device("cuda"), torch.float32, ahead):
+    for images, labels in prefetch(loader(), torch.device("cuda"), torch.float32, ahead=ahead):
         assert images.device.type == labels.device.type == "cuda"
         for _ in range(10):
             busy = (busy @ busy).clamp_(-1, 1)
