@@ -35,14 +35,19 @@ inline void check_like(const Tensor& tensor, const Tensor& other, const char* op
   STD_TORCH_CHECK(tensor.device() == other.device(), op, ": ", name, " is on another device than the first tensor");
 }
 
-inline void check_accumulate(const Tensor& totals, const Tensor& sums) {
-  STD_TORCH_CHECK(
-      totals.scalar_type() == ScalarType::Double && totals.dim() == 2 && totals.size(0) == 4 && totals.is_contiguous(),
-      "accumulate_: totals must be contiguous float64 [4, units]");
+inline void check_accumulate(const Tensor& totals, const Tensor& sums, const std::optional<Tensor>& labels) {
+  const int64_t dims = totals.dim();
+  STD_TORCH_CHECK(totals.scalar_type() == ScalarType::Double && (dims == 2 || dims == 3) &&
+                      totals.size(dims - 2) == 4 && totals.is_contiguous(),
+                  "accumulate_: totals must be contiguous float64 [4, units] or [classes, 4, units]");
   STD_TORCH_CHECK((sums.scalar_type() == ScalarType::Float || sums.scalar_type() == ScalarType::Double) &&
-                      sums.dim() == 3 && sums.size(0) == 2 && sums.size(2) == totals.size(1),
+                      sums.dim() == 3 && sums.size(0) == 2 && sums.size(2) == totals.size(dims - 1),
                   "accumulate_: sums must be float32 or float64 [2, samples, units]");
   STD_TORCH_CHECK(sums.device() == totals.device(), "accumulate_: totals and sums must be on one device");
+  STD_TORCH_CHECK(labels || dims == 2, "accumulate_: totals of every class need labels");
+  STD_TORCH_CHECK(!labels || (labels->scalar_type() == ScalarType::Long && labels->dim() == 1 &&
+                              labels->size(0) == sums.size(1) && labels->device() == totals.device()),
+                  "accumulate_: labels must be int64 [samples], on the device of the totals");
 }
 
 inline void check_mask(const std::vector<Tensor>& parameters, const std::vector<Tensor>& keep,

@@ -12,7 +12,8 @@ from .evaluate import RATES, Curve, Evaluation, evaluate, sweep
 from .lrp import Composite
 from .masks import apply_mask, masked
 from .plan import Plan, plan
-from .scores import Scores, score
+from .scores import Scores
+from .scoring import score
 from .units import ParameterSlice, UnitGroup
 from .version import __version__
 

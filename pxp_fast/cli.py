@@ -63,7 +63,8 @@ def run(
     seed: o.Seed = 0, rate: o.Rate = 0.3, units: o.Units = None, composite: o.Composite = "epsilon",
     order: o.Order = "least", scope: o.Scope = "kind", magnitude: o.Magnitude = True, absolute: o.Absolute = "pxp",
     random_seeds: o.RandomSeeds = 5, heatmaps: o.HeatMapCount = 6, device: o.Device = "auto",
-    dtype: o.Dtype = "float32", exact: o.Exact = False, batch_size: o.BatchSize = 32, workers: o.Workers = None,
+    dtype: o.Dtype = "float32", exact: o.Exact = False, graph: o.Graph = True, batch_size: o.BatchSize = 32,
+    workers: o.Workers = None, per_class: o.PerClass = False,
 ) -> None:  # fmt: skip
     """Score, plan, prune, judge and report, in one go.
 
@@ -89,8 +90,8 @@ def score(
     model: o.Model, data: o.Data, out: o.Out = Path("out"), weights: o.Weights = None,
     checkpoint_kwargs: o.CheckpointKwargs = "{}", samples_per_class: o.Samples = 10, classes: o.Classes = None,
     allow_fewer: o.AllowFewer = False, seed: o.Seed = 0, units: o.Units = None, composite: o.Composite = "epsilon",
-    device: o.Device = "auto", dtype: o.Dtype = "float32", exact: o.Exact = False, batch_size: o.BatchSize = 32,
-    workers: o.Workers = None,
+    per_class: o.PerClass = False, device: o.Device = "auto", dtype: o.Dtype = "float32", exact: o.Exact = False,
+    graph: o.Graph = True, batch_size: o.BatchSize = 32, workers: o.Workers = None,
 ) -> None:  # fmt: skip
     """Measure the relevance of every unit; leaves scores.safetensors in --out.
 
@@ -106,6 +107,10 @@ def score(
 def plan(
     scores: o.ScoresFile, rate: o.Rate = 0.3, units: o.Units = None, order: o.Order = "least",
     scope: o.Scope = "kind", seed: o.Seed = 0, magnitude: o.Magnitude = True, absolute: o.Absolute = "pxp",
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Labels whose images alone count, of scores made with --per-class.", metavar="LIST"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: beside the scores.")] = None,
 ) -> None:  # fmt: skip
     """Choose the units to remove; needs only the scores.

@@ -13,6 +13,7 @@ from . import progress
 from . import report as pages
 from .config import RunConfig
 from .data import used_among
+from .errors import ScoresError
 from .evaluate import evaluate as judge
 from .evaluate import sweep as judge_every_rate
 from .files import atomic_write
@@ -26,7 +27,7 @@ from .report.words import percent
 from .results import Hits, Results
 from .run import RunResult, autocast, check_writable, curve_record, engine_notes, plan_options, run, torch_device
 from .scores import Scores
-from .scores import score as measure
+from .scoring import score as measure
 from .selection import judging, record_images, scored_paths, scoring
 
 
@@ -44,6 +45,8 @@ def score(config: RunConfig) -> str:
             device=device,
             dtype=getattr(torch, config.dtype),
             exact=config.exact,
+            per_class=config.per_class,
+            graph=config.graph,
             model_name=loaded.name,
             progress=progress.tracker(),
         )
@@ -55,8 +58,11 @@ def score(config: RunConfig) -> str:
 def plan(scores: Path, config: RunConfig, out: Path | None) -> str:
     """Plan; returns what it removes and the path of the file."""
     path = _scores_path(scores)
+    found = Scores.load(path)
+    if words := [word for word in config.classes if not word.isdecimal()]:
+        raise ScoresError(f"scores know classes by their labels, not by names such as {words[0]!r}: give numbers")
     made = make_plan(
-        Scores.load(path),
+        found.for_classes(map(int, config.classes)) if config.classes else found,
         config.rate,
         units=config.units or None,
         order=config.order,

@@ -22,6 +22,8 @@ class RunConfig(BaseModel):
     val : a folder whose images judge; None: the images of `data` that do not score.
     samples_per_class : images of each class that score; 0: all, which needs `val`.
     eval_samples_per_class : images of each class that judge; None: all.
+    per_class : keep the scores of every class as well.
+    graph : on a GPU, record the scoring of a batch once and replay it.
     rate : the fraction of the units that the plan removes, in [0, 1).
     random_seeds : random orders that the curve is compared with.
     heatmaps : images to explain before and after the cut.
@@ -43,6 +45,8 @@ class RunConfig(BaseModel):
     device: str = "auto"
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     exact: bool = False
+    per_class: bool = False
+    graph: bool = True
     batch_size: int = Field(32, ge=1)
     workers: int | None = Field(None, ge=0)
     composite: str = "epsilon"

@@ -7,6 +7,7 @@ until a batch is normalised: a quarter of the memory of float32 in the queues be
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,9 +86,14 @@ class Preprocess:
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels uint8 [N, channels, H, W] to float32: (pixels / 255 - mean) / std."""
-        mean = torch.tensor(self.mean, device=pixels.device).reshape(-1, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device).reshape(-1, 1, 1)
-        return (pixels.float() / 255 - mean) / std
+        return self.normalizer(pixels.device)(pixels)
+
+    def normalizer(self, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+        """:meth:`normalize` for pixels on `device`, whose numbers are put there only once: doing so waits for a GPU."""
+        mean = torch.tensor(self.mean, device=device).reshape(-1, 1, 1)
+        std = torch.tensor(self.std, device=device).reshape(-1, 1, 1)
+        full = torch.tensor(255.0, device=device)  # a GPU divides by a Python number less exactly than by a tensor
+        return lambda pixels: (pixels.float() / full - mean) / std
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after the resize: the shorter side has `resize` pixels, both sides cover the crop."""

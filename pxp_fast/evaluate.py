@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from .errors import DataError, ModelError, PlanError
+from .loader import unprepared
 from .lrp.capture import evaluating
 from .masks import masked
 from .plan import Plan, plan
-from .scores import Scores, Track
+from .prefetch import prefetch
+from .progress import Track
+from .scores import Scores
 
 RATES = tuple(step / 20 for step in range(20))
 
@@ -115,7 +118,9 @@ def evaluate_plans(
     tallies: list[dict[int, list[int]]] = [{} for _ in plans]
     batches = list(loader) if progress is None and not hasattr(loader, "__len__") else loader
     total = len(batches) * len(plans) if hasattr(batches, "__len__") else None
-    pairs = ((index, one, batch) for batch in batches for index, one in enumerate(plans))
+    raw, preparing = unprepared(batches)
+    fetched = prefetch(raw, device, prepare=preparing(device))
+    pairs = ((index, one, batch) for batch in fetched for index, one in enumerate(plans))
     cast = torch.autocast(device.type, dtype) if dtype is not None else contextlib.nullcontext()
     with evaluating(model), torch.inference_mode(), cast:
         for index, one, (images, labels) in progress(pairs, description, total) if progress is not None else pairs:
@@ -123,7 +128,8 @@ def evaluate_plans(
                 wanted = precision if images.is_floating_point() else None
                 # A copy: a model may normalise its input in place, and every plan is to see the same images.
                 predicted = _predicted(model, images.to(device, wanted, copy=True))
-            for label, right in zip(labels.tolist(), (predicted == labels.cpu()).tolist(), strict=True):
+            labels = labels.cpu()
+            for label, right in zip(labels.tolist(), (predicted == labels).tolist(), strict=True):
                 tally = tallies[index].setdefault(label, [0, 0])
                 tally[0] += right
                 tally[1] += 1

@@ -10,7 +10,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -56,10 +56,17 @@ class Loader:
         return math.ceil(len(self.dataset) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        normalize = self.dataset.preprocess.normalize
+        for pixels, labels in self.pixels():
+            yield self.dataset.preprocess.normalize(pixels), labels
+
+    def normalizer(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """What makes of the pixels on `device` the images that iterating yields."""
+        return self.dataset.preprocess.normalizer(device)
+
+    def pixels(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches before they are normalised, uint8: a quarter of the bytes to copy to a GPU."""
         if self._kept is not None:
-            for pixels, labels in self._kept:
-                yield normalize(pixels), labels
+            yield from self._kept
             return
         kept: list[tuple[Tensor, Tensor]] = []
         read = 0
@@ -67,7 +74,7 @@ class Loader:
             read += len(labels)
             if self._keep:
                 kept.append((pixels, labels))
-            yield normalize(pixels), labels
+            yield pixels, labels
         if not read:
             raise DataError(self._nothing())
         if self._keep:
@@ -117,6 +124,15 @@ class Loader:
             f"none of the {len(self.dataset)} images chosen from {self.dataset.root} can be read; the first is {path}: "
             f"{reason}. Check the folder and the files' format"
         )
+
+
+def unprepared(
+    loader: Iterable[tuple[Tensor, Tensor]],
+) -> tuple[Iterable[tuple[Tensor, Tensor]], Callable[[torch.device], Callable[[Tensor], Tensor]]]:
+    """The batches of `loader` as bytes where it has them, and what gives, for a device, what makes images of them."""
+    if isinstance(loader, Loader):
+        return loader.pixels(), loader.normalizer
+    return loader, lambda device: lambda images: images
 
 
 @contextmanager

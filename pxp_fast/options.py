@@ -127,6 +127,18 @@ Exact = Annotated[
         rich_help_panel=_MACHINE,
     ),
 ]
+PerClass = Annotated[
+    bool,
+    typer.Option("--per-class/--no-per-class", help="Keep the scores of every class as well.", rich_help_panel=_CHOICE),
+]
+Graph = Annotated[
+    bool,
+    typer.Option(
+        "--graph/--no-graph",
+        help="On a GPU, record the scoring of a batch once and replay it.",
+        rich_help_panel=_MACHINE,
+    ),
+]
 BatchSize = Annotated[int, typer.Option(help="Images at a time.", min=1, rich_help_panel=_MACHINE)]
 Workers = Annotated[
     int | None,

@@ -30,7 +30,8 @@ from .plan import plan as make_plan
 from .progress import Track, silent
 from .report.words import percent
 from .results import ClassRecord, CurveRecord, DataRecord, Hits, LayerRecord, ModelRecord, Results, SkippedRecord
-from .scores import Scores, score
+from .scores import Scores
+from .scoring import score
 from .selection import record_images, scoring_and_judging
 
 
@@ -83,6 +84,8 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
             device=device,
             dtype=dtype,
             exact=config.exact,
+            per_class=config.per_class,
+            graph=config.graph,
             model_name=loaded.name,
             progress=track,
         )
@@ -179,7 +182,8 @@ def engine_notes() -> Iterator[list[str]]:
         warnings.simplefilter("always")
         yield notes
     lines = (str(warning.message) for warning in caught)
-    notes += dict.fromkeys(f"{line[0].upper()}{line[1:]}." for line in lines if line.startswith("no relevance rule"))
+    ours = (line for line in lines if line.startswith(("no relevance rule", "no CUDA graph")))
+    notes += dict.fromkeys(f"{line[0].upper()}{line[1:]}." for line in ours)
 
 
 def plan_options(config: RunConfig) -> dict[str, object]:

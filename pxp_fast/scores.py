@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -14,17 +12,13 @@ import pydantic
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import ops
-from .criteria import Relevance
-from .errors import DataError, PxpError, ScoresError
+from .errors import PxpError, ScoresError
 from .files import atomic_write
-from .lrp import Composite
 from .units import UnitGroup
-from .version import __version__
 
-Track = Callable[[Iterable, str, "int | None"], Iterator]
 ABSOLUTES = ("pxp", "token", "sample")
 
 
@@ -57,10 +51,17 @@ class Scores:
         ``[4, U]`` float64 on the CPU, sums over samples of each unit's: signed relevance, absolute value of the
         per-sample sum, sum of absolute values over positions (tokens, queries), squared per-sample sum.
         Rows `ops.SIGNED`, `ops.SAMPLE_ABSOLUTE`, `ops.TOKEN_ABSOLUTE`, `ops.SQUARED`.
+    class_totals
+        ``[classes, 4, U]`` float64 on the CPU, the same over each class's samples, or None if they were not asked for.
+        Their sum over the classes is `totals` but for rounding: samples were added in another order.
+    class_samples
+        ``[classes]`` int64, how many samples each class had; given where `class_totals` is.
     """
 
     header: ScoresHeader
     totals: Tensor
+    class_totals: Tensor | None = None
+    class_samples: Tensor | None = None
 
     @property
     def units(self) -> tuple[UnitGroup, ...]:
@@ -99,11 +100,43 @@ class Scores:
                 return part
         raise PxpError(f"no scores for {name!r}; scored are {', '.join(g.name for g in self.units)}")
 
+    def for_classes(self, keep: Iterable[int]) -> Scores:
+        """The scores over the samples of some classes alone, as if the others had not been in the reference set.
+
+        They equal what scoring these samples gives, but for rounding, and carry no totals per class. The header's
+        `data` gains an entry ``for_classes``.
+
+        Raises
+        ------
+        ScoresError
+            There are no totals per class, or not of all these classes.
+        """
+        if self.class_totals is None or self.class_samples is None:
+            raise ScoresError(
+                "these scores do not tell classes apart; score again with per_class=True (pxp-fast score --per-class)"
+            )
+        chosen = sorted(set(keep))
+        scored = self.class_samples.nonzero().flatten().tolist()
+        if not chosen or not set(chosen) <= set(scored):
+            raise ScoresError(
+                f"scores are asked for of classes {chosen}; choose from the {len(scored)} classes that have images: "
+                f"{', '.join(map(str, scored[:20]))}{' ...' if len(scored) > 20 else ''}"
+            )
+        header = self.header.model_copy(
+            update={
+                "samples": int(self.class_samples[chosen].sum()),
+                "data": {**(self.header.data or {}), "for_classes": chosen},
+            }
+        )
+        return Scores(header, self.class_totals[chosen].sum(0))
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file with the header in its metadata; replaced atomically."""
         metadata = {"pxp_fast": self.header.model_dump_json()}
+        tensors = {name: getattr(self, name) for name in ("totals", "class_totals", "class_samples")}
+        present = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
         with atomic_write(path) as temporary:
-            temporary.write_bytes(safetensors.torch.save({"totals": self.totals.contiguous()}, metadata))
+            temporary.write_bytes(safetensors.torch.save(present, metadata))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model_name: str | None = None) -> Scores:
@@ -119,18 +152,47 @@ class Scores:
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 header = ScoresHeader.model_validate_json((file.metadata() or {})["pxp_fast"])
-                totals = file.get_tensor("totals")
-        except (safetensors.SafetensorError, KeyError, pydantic.ValidationError, OSError, ValueError) as error:
+                by_class = [name for name in ("class_totals", "class_samples") if name in file.keys()]  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in ("totals", *by_class)}
+        except (
+            safetensors.SafetensorError,
+            KeyError,
+            pydantic.ValidationError,
+            OSError,
+            ValueError,
+            TypeError,
+        ) as error:
             reason = str(error).strip().splitlines()[0]
             raise ScoresError(f"{path} is no intact scores file ({reason}); score again") from error
-        count = sum(group.count for group in header.units)
-        if totals.shape != (4, count) or totals.dtype != torch.float64:
-            raise ScoresError(
-                f"{path} holds totals {totals.dtype} {list(totals.shape)}; its header calls for float64 [4, {count}]"
-            )
-        scores = cls(header, totals)
+        scores = cls(header, **tensors)
+        scores._check_tensors(path)
         scores.check_model(model_name)
         return scores
+
+    def _check_tensors(self, path: str | os.PathLike[str]) -> None:
+        """Raise ScoresError unless the tensors are as the header and each other call for."""
+        count = sum(group.count for group in self.units)
+        if self.totals.shape != (4, count) or self.totals.dtype != torch.float64:
+            raise ScoresError(
+                f"{path} holds totals {self.totals.dtype} {list(self.totals.shape)}; its header calls for float64 "
+                f"[4, {count}]"
+            )
+        if self.class_totals is None and self.class_samples is None:
+            return
+        held = self.class_totals, self.class_samples
+        found = " and ".join("none" if t is None else f"{t.dtype} {list(t.shape)}" for t in held)
+        if (
+            None in held
+            or self.class_samples.dim() != 1
+            or self.class_samples.dtype != torch.int64
+            or self.class_totals.shape != (len(self.class_samples), 4, count)
+            or self.class_totals.dtype != torch.float64
+            or int(self.class_samples.sum()) != self.samples
+        ):
+            raise ScoresError(
+                f"{path} holds class_totals and class_samples {found}; its header calls for float64 "
+                f"[classes, 4, {count}] and int64 [classes] that add up to {self.samples} samples; score again"
+            )
 
     def check_model(self, model_name: str | None) -> None:
         """Raise ScoresError unless these are scores of the model named; None accepts any."""
@@ -138,95 +200,3 @@ class Scores:
             raise ScoresError(
                 f"these scores are of model {self.header.model!r}, not of {model_name!r}; score {model_name!r} itself"
             )
-
-
-def model_name_of(model: nn.Module) -> str:
-    """The architecture's name where the model knows it (timm), else its class."""
-    config = getattr(model, "pretrained_cfg", None) or {}
-    return config.get("architecture") or type(model).__name__
-
-
-def versions() -> dict[str, str]:
-    """Of everything that the numbers depend on."""
-    return {"pxp_fast": __version__, "torch": torch.__version__, "python": platform.python_version()}
-
-
-def score(
-    model: nn.Module,
-    loader: Iterable[tuple[Tensor, Tensor]],
-    *,
-    composite: str | Composite = "epsilon",
-    units: Iterable[str] | None = None,
-    initial: str = "one",
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    exact: bool = False,
-    model_name: str | None = None,
-    data: dict | None = None,
-    progress: Track | None = None,
-) -> Scores:
-    """Score every unit of a classifier by its relevance over a reference set, in one pass.
-
-    Sums stay on the device in float64 and come to the host once, at the end.
-
-    Parameters
-    ----------
-    model
-        Maps images ``[N, C, H, W]`` to logits ``[N, classes]``; afterwards exactly as before.
-    loader
-        Yields ``(images [N, C, H, W], labels [N] int64)``; batches may differ in size. Relevance enters at the label.
-    composite
-        The rules; a name or a :class:`pxp_fast.lrp.Composite`.
-    units
-        Kinds to score, of ``"filter"``, ``"neuron"``, ``"head"``; None: all that the model has.
-    initial
-        Relevance at the label's logit: ``"one"``, or ``"logit"`` for its value.
-    device, dtype
-        Of the computation; default: the model's. bfloat16 is the fast choice; sums stay in float32.
-    exact
-        In float32, take slower kernels whose rounding errors are two to six times smaller; see
-        :class:`pxp_fast.lrp.Program`.
-    model_name
-        Written into the scores, and checked when they are loaded; default: what the model says of itself.
-    data
-        A JSON-able description of the reference set, for the record.
-    progress
-        ``track(iterable, description, total)``, yielding the iterable's items; None: silent.
-
-    Raises
-    ------
-    CaptureError, ModelError, DataError, NumericalError
-        See the messages.
-    """
-    total = len(loader) if hasattr(loader, "__len__") else None
-    criterion: Relevance | None = None
-    totals = torch.empty(0)
-    samples = 0
-    batches = progress(loader, "scoring", total) if progress is not None else loader
-    for images, labels in batches:
-        if criterion is None:
-            kinds = tuple(units) if units is not None else None
-            options = {"composite": composite, "dtype": dtype, "device": device, "exact": exact}
-            criterion = Relevance(model, images, kinds=kinds, **options)
-            count = sum(group.count for group in criterion.units)
-            totals = torch.zeros(4, count, dtype=torch.float64, device=criterion.program.device)
-        table = criterion.run(images, labels, initial)
-        if table.device.type == "cpu":
-            criterion.check_finite(table)
-        ops.accumulate_(totals, table)
-        samples += len(images)
-    if criterion is None or samples == 0:
-        raise DataError("the reference set is empty, so there is nothing to score; check the folder and classes")
-    criterion.check_finite(totals)
-    header = ScoresHeader(
-        model=model_name or model_name_of(model),
-        composite=dataclasses.asdict(criterion.program.composite),
-        initial=initial,
-        samples=samples,
-        dtype=str(criterion.program.dtype).removeprefix("torch."),
-        device=criterion.program.device.type,
-        data=json.loads(json.dumps(data)),
-        versions=versions(),
-        units=criterion.units,
-    )
-    return Scores(header, totals.cpu())

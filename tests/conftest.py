@@ -16,3 +16,17 @@ def one_thread():
 def seeded():
     """Networks built in a test are the same in every order of tests."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def far_totals(tmp_path):
+    """Totals of so many classes and units that places in them exceed 32 bits, a far label, and the rows it names.
+
+    They lie in a file of 25 GB, of which only what is touched takes room.
+    """
+    classes, units = 40_000, 20_000
+    path = tmp_path / "totals"
+    totals = torch.from_file(str(path), shared=True, size=classes * 4 * units, dtype=torch.float64)
+    path.unlink()  # the mapping stays
+    totals = totals.view(classes, 4, units)
+    return totals, classes - 1, totals[-1]

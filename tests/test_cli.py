@@ -83,6 +83,27 @@ def test_score_plan_eval_sweep_and_report_are_the_steps_of_run(place):
     assert "2 networks" in (folder / "whole" / "report.html").read_text()
 
 
+def test_scores_per_class_serve_plans_for_some_of_them(place):
+    folder, module = place
+    common = (f"{module}:classifier", "--data", "images", "--device", "cpu", "--samples-per-class", 2)
+    step = invoke("score", *common, "--per-class", "--out", "all")
+    assert step.exit_code == 0, step.output
+    step = invoke("score", *common, "--classes", "0,2", "--out", "two", "--no-graph")
+    assert step.exit_code == 0, step.output
+    step = invoke("plan", "all", "--rate", 0.5, "--classes", "2,0", "--out", "chosen")
+    assert step.exit_code == 0, step.output
+    assert invoke("plan", "two", "--rate", 0.5).exit_code == 0
+    chosen, alone = (pxp.Plan.load(folder / name / "plan.json") for name in ("chosen", "two"))
+    assert [g.removed for g in chosen.groups] == [g.removed for g in alone.groups]
+    for words, complaint in (
+        (("all", "--classes", "0,7"), "choose from the 3 classes that have images: 0, 1, 2"),
+        (("all", "--classes", "cat"), "give numbers"),
+        (("two", "--classes", "0"), "score again with per_class=True (pxp-fast score --per-class)"),
+    ):
+        step = invoke("plan", *words)
+        assert step.exit_code == 1 and complaint in step.stderr
+
+
 def sweep_after_scoring(place, scoring, judging=()):
     """The images that scored and those left of the folder, the sweep's output, and what it left in sweep.json."""
     folder, module = place

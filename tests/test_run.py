@@ -226,6 +226,7 @@ def test_the_command_of_a_run_asks_for_the_same_run(place):
     asked = config(
         place, classes=("0", "2"), checkpoint_kwargs={"width": 4}, magnitude=False, units=("filter",), order="most",
         allow_fewer=True, dtype="float64", val=str(place[0] / "images"), eval_samples_per_class=3, workers=1,
+        per_class=True, graph=False,
     )  # fmt: skip
     words = shlex.split(asked.command())
     assert words[0] == "pxp-fast"

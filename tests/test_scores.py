@@ -1,6 +1,10 @@
 """Scores: PXP's aggregation by brute force over single images, the file, and what it refuses."""
 
+import dataclasses
+import json
+
 import pytest
+import safetensors
 import torch
 from oracles.definition import Definition
 from oracles.explicit_vit import from_timm
@@ -9,7 +13,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import pxp_fast as pxp
-from pxp_fast.errors import PxpError, ScoresError
+from pxp_fast.errors import DataError, PxpError, ScoresError
+from pxp_fast.scores import ScoresHeader
 
 
 @pytest.fixture
@@ -131,6 +136,88 @@ def test_a_file_brings_everything_back(cnn, tmp_path):
     assert (header.dtype, header.device) == ("float64", "cpu")
     assert torch.equal(loaded.values(), scores.values())
     assert [p.name for p in tmp_path.iterdir()] == ["scores.safetensors"]
+
+
+def test_scores_of_classes_are_those_of_scoring_their_images_alone(cnn, tmp_path):
+    model, images, labels = cnn
+    labels = labels.clone()
+    labels[labels == 2] = 1  # a class without images
+    scores = pxp.score(model, batches(images, labels, 3, 1, 3), per_class=True, data={"folder": "pictures"})
+    plain = pxp.score(model, batches(images, labels, 3, 1, 3))
+    assert torch.equal(scores.totals, plain.totals) and plain.class_totals is None
+    assert scores.class_samples.tolist() == labels.bincount(minlength=4).tolist()
+    torch.testing.assert_close(scores.class_totals.sum(0), scores.totals, rtol=1e-12, atol=1e-16)
+    scores.save(tmp_path / "scores.safetensors")
+    loaded = pxp.Scores.load(tmp_path / "scores.safetensors")
+    assert torch.equal(loaded.class_totals, scores.class_totals)
+    assert torch.equal(loaded.class_samples, scores.class_samples)
+    for keep in ({0}, {1, 3}, set(labels.tolist())):
+        chosen = sum(labels == label for label in keep).bool()
+        alone = pxp.score(model, batches(images[chosen], labels[chosen], 1, int(chosen.sum()) - 1))
+        found = loaded.for_classes(keep)
+        assert found.samples == alone.samples == int(chosen.sum())
+        torch.testing.assert_close(found.totals, alone.totals, rtol=1e-12, atol=1e-16)
+        torch.testing.assert_close(found.values(), alone.values(), rtol=1e-12, atol=1e-16)
+        assert found.header.data == {"folder": "pictures", "for_classes": sorted(keep)}
+        assert found.units == scores.units and found.class_totals is None
+    assert loaded.header.data == {"folder": "pictures"}
+    # What remains when a scores file is read by those who know no classes is what has always been there.
+    with safetensors.safe_open(tmp_path / "scores.safetensors", framework="pt") as file:
+        assert torch.equal(file.get_tensor("totals"), plain.totals)
+        assert set(json.loads(file.metadata()["pxp_fast"])) == set(ScoresHeader.model_fields)
+
+
+@pytest.mark.parametrize("keep", [[], [2], [0, 4], [-1]])
+def test_classes_without_images_cannot_be_asked_for(cnn, keep):
+    model, images, labels = cnn
+    with pytest.raises(ScoresError, match="per_class=True"):
+        pxp.score(model, batches(images, labels, 7)).for_classes(keep or [0])
+    labels = labels.clone()
+    labels[labels == 2] = 1
+    scores = pxp.score(model, batches(images, labels, 7), per_class=True)
+    with pytest.raises(ScoresError, match="choose from the 3 classes that have images: 0, 1, 3"):
+        scores.for_classes(keep)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"class_samples": None},
+        {"class_totals": None},
+        {"class_totals": torch.zeros(3, 4, 24, dtype=torch.float64)},
+        {"class_totals": torch.zeros(4, 4, 24)},
+        {"class_samples": torch.tensor([7, 0, 0, 1])},
+        {"class_samples": torch.tensor([7.0, 0, 0, 0])},
+        {"totals": torch.zeros(4, 23, dtype=torch.float64)},
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(cnn, tmp_path, damage):
+    model, images, labels = cnn
+    scores = pxp.score(model, batches(images, labels, 7), per_class=True)
+    dataclasses.replace(scores, **damage).save(tmp_path / "scores.safetensors")
+    with pytest.raises(ScoresError, match="scores.safetensors holds"):
+        pxp.Scores.load(tmp_path / "scores.safetensors")
+
+
+def test_a_loader_that_fails_or_is_left_early_is_closed(cnn):
+    model, images, labels = cnn
+    ends = []
+
+    def loader(bad=None):
+        try:
+            yield from batches(images, labels, 3, 3, 1)[:2]
+            if bad is None:
+                raise OSError("the disk is gone")
+            yield bad
+            yield images, labels
+        finally:
+            ends.append("closed")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        pxp.score(model, loader())
+    with pytest.raises(DataError, match="labels run from 0 to 4"):
+        pxp.score(model, loader((images[:2], torch.tensor([0, 4]))))
+    assert ends == ["closed", "closed"]
 
 
 def test_a_file_for_another_model_is_refused_by_name(cnn, tmp_path):

@@ -5,16 +5,26 @@
 namespace pxp::cpu {
 namespace {
 
+// `labels` is null where every sample counts; `classes` is 0 where all are added to the same totals.
+struct AccumulateTask {
+  double* totals;
+  const int64_t* labels;
+  int64_t classes, samples, units;
+};
+
 // Units side by side, samples one after the other: the order that every other implementation adds in.
 template <class T>
-void accumulate(double* totals, const T* sums, int64_t samples, int64_t units, int64_t begin, int64_t end) {
-  double* signed_total = totals;
-  double* sample_absolute = totals + units;
-  double* token_absolute = totals + 2 * units;
-  double* squared = totals + 3 * units;
-  for (int64_t n = 0; n < samples; ++n) {
+void accumulate(const AccumulateTask& task, const T* sums, int64_t begin, int64_t end) {
+  const int64_t units = task.units;
+  for (int64_t n = 0; n < task.samples; ++n) {
+    const int64_t label = task.labels ? task.labels[n] : 0;
+    if (label < 0 || (task.classes && label >= task.classes)) continue;
+    double* signed_total = task.totals + (task.classes ? label * 4 * units : 0);
+    double* sample_absolute = signed_total + units;
+    double* token_absolute = signed_total + 2 * units;
+    double* squared = signed_total + 3 * units;
     const T* signed_sum = sums + n * units;
-    const T* absolute_sum = sums + (samples + n) * units;
+    const T* absolute_sum = sums + (task.samples + n) * units;
     for (int64_t u = begin; u < end; ++u) {
       const double s = signed_sum[u];
       signed_total[u] += s;
@@ -25,16 +35,21 @@ void accumulate(double* totals, const T* sums, int64_t samples, int64_t units, i
   }
 }
 
-void accumulate_(Tensor totals, const Tensor& sums) {
-  check_accumulate(totals, sums);
+void accumulate_(Tensor totals, const Tensor& sums, std::optional<Tensor> labels) {
+  check_accumulate(totals, sums, labels);
   const Tensor dense = torch::stable::contiguous(sums);
-  const int64_t samples = sums.size(1), units = sums.size(2);
-  double* out = static_cast<double*>(totals.mutable_data_ptr());
-  torch::stable::parallel_for(0, units, grain(samples * 4), [&](int64_t begin, int64_t end) {
+  if (labels) labels = torch::stable::contiguous(*labels);
+  AccumulateTask task{};
+  task.totals = static_cast<double*>(totals.mutable_data_ptr());
+  task.labels = labels ? static_cast<const int64_t*>(labels->const_data_ptr()) : nullptr;
+  task.classes = totals.dim() == 3 ? totals.size(0) : 0;
+  task.samples = sums.size(1);
+  task.units = sums.size(2);
+  torch::stable::parallel_for(0, task.units, grain(task.samples * 4), [&](int64_t begin, int64_t end) {
     if (sums.scalar_type() == ScalarType::Double) {
-      accumulate(out, static_cast<const double*>(dense.const_data_ptr()), samples, units, begin, end);
+      accumulate(task, static_cast<const double*>(dense.const_data_ptr()), begin, end);
     } else {
-      accumulate(out, static_cast<const float*>(dense.const_data_ptr()), samples, units, begin, end);
+      accumulate(task, static_cast<const float*>(dense.const_data_ptr()), begin, end);
     }
   });
 }

@@ -1,5 +1,6 @@
 """Criteria: ways to score the units of a network."""
 
 from .lrp import Relevance, attribute
+from .step import CudaGraphs, GraphWarning, Step
 
-__all__ = ["Relevance", "attribute"]
+__all__ = ["CudaGraphs", "GraphWarning", "Relevance", "Step", "attribute"]

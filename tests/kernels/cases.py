@@ -98,12 +98,18 @@ def layer_norm(
     close(result.check(), layer_norm_reference(carry.tensor, output.tensor, *arguments), dtype)
 
 
-def accumulate(library, order, samples, units, dtype):
+def accumulate(library, order, samples, units, dtype, *, labels=None, classes=0, rows=1):
+    """`labels` as a list; with `classes`, of which each has totals, blocks come in `rows` rows."""
     sums = Guarded(normal((2, samples, units), dtype, 0))
-    totals = Guarded(normal((4, units), torch.float64, 1))
+    # Behind the classes another, which must stay as it is: what adds to NaN is not seen.
+    totals = Guarded(normal((classes + 1, 4, units) if classes else (4, units), torch.float64, 1))
+    if labels is not None:
+        labels = torch.tensor(labels)
+        sums.tensor[:, labels < 0] = torch.nan  # a sample left out does no harm
     expected = totals.tensor.clone()
-    call(library, "accumulate", order, int(dtype == torch.float64), totals.tensor, sums.tensor, samples, units)
-    accumulate_reference(expected, sums.tensor)
+    call(library, "accumulate", order, int(dtype == torch.float64), totals.tensor, sums.tensor, labels, classes, rows,
+         samples, units)  # fmt: skip
+    accumulate_reference(expected[:classes] if classes else expected, sums.tensor, labels)
     assert torch.equal(totals.check(), expected)
 
 

@@ -33,9 +33,10 @@ ALL(float)
 ALL(__half)
 ALL(__nv_bfloat16)
 
-#define COMPUTE(C)                                                                      \
-  template __global__ void epsilon_combine<C>(const C*, C*, int64_t, int64_t, int64_t); \
-  template __global__ void accumulate_units<C>(double*, const C*, int64_t, int64_t);
+#define COMPUTE(C)                                                                                   \
+  template __global__ void epsilon_combine<C>(const C*, C*, int64_t, int64_t, int64_t);              \
+  template __global__ void accumulate_units<C>(double*, const C*, const int64_t*, int64_t, int64_t); \
+  template __global__ void accumulate_classes<C>(double*, const C*, const int64_t*, int64_t, int64_t, int64_t);
 COMPUTE(double)
 COMPUTE(float)
 

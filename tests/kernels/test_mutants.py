@@ -35,6 +35,14 @@ def mask_some(library, order):
     cases.mask(library, order, [torch.randn(7, 5)], [0], 3)
 
 
+def accumulate_some(library, order):
+    cases.accumulate(library, order, 4, 40, F32, labels=[0, -1, 7, -1])
+
+
+def accumulate_classes(library, order):
+    cases.accumulate(library, order, 5, 7, F32, labels=[1, 0, -1, 1, 2], classes=2, rows=5)
+
+
 # Stem, file, what stands there, what the mutant has instead, and the case that must fail.
 MUTANTS = {
     "no barrier before the partial sums are read": (
@@ -61,6 +69,14 @@ MUTANTS = {
         "select", "kernels/select.cuh", "rank++ < wanted", "rank++ <= wanted", select_many),
     "a slice too short": (
         "mask", "kernels/mask.cuh", "i < entry.elements", "i + 1 < entry.elements", mask_some),
+    "a sample that is not left out": (
+        "accumulate", "kernels/accumulate.cuh", "labels[n] >= 0", "labels[n] >= -1", accumulate_some),
+    "a class added twice": (
+        "accumulate", "kernels/accumulate.cuh", "if (same < first) continue;", "", accumulate_classes),
+    "samples of another class": (
+        "accumulate", "kernels/accumulate.cuh", "if (labels[n] != label) continue;", "", accumulate_classes),
+    "a label that is no class": (
+        "accumulate", "kernels/accumulate.cuh", "label >= classes", "label > classes", accumulate_classes),
 }  # fmt: skip
 
 

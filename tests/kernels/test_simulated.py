@@ -3,9 +3,11 @@
 import cases
 import pytest
 import torch
-from simulation import Guarded
+from cases import normal
+from simulation import Guarded, call
 
 from pxp_fast.ops import ACTIVATIONS
+from pxp_fast.ops.accumulate import reference as accumulate_reference
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 WARP_ROWS, BLOCK_ROWS, UNITS, GROUPS = range(4)
@@ -68,6 +70,25 @@ def test_layer_norm_without(simulated, weighted, residual):
 def test_accumulate(simulated, order, dtype):
     cases.accumulate(simulated("accumulate"), order, 9, 300, dtype)
     cases.accumulate(simulated("accumulate"), order, 0, 3, dtype)
+    cases.accumulate(simulated("accumulate"), order, 6, 300, dtype, labels=[3, -1, 0, 0, -2, 10**12])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("rows", [9, 2])
+def test_accumulate_by_class(simulated, order, dtype, rows):
+    labels = [2, 0, 2, -1, 0, 2, 4, 5, -(2**62)]  # 4 and 5 are no classes, 1 and 3 have no samples
+    cases.accumulate(simulated("accumulate"), order, 9, 300, dtype, labels=labels, classes=4, rows=rows)
+
+
+def test_accumulate_beyond_32_bits(simulated, far_totals):
+    totals, label, rows = far_totals
+    sums = normal((2, 2, totals.shape[2]), torch.float32, 0)
+    labels = torch.tensor([label, label])
+    classes, _, units = totals.shape
+    call(simulated("accumulate"), "accumulate", "forward", 0, totals, sums, labels, classes, 2, 2, units)
+    expected = torch.zeros(4, units, dtype=torch.float64)
+    accumulate_reference(expected, sums)
+    assert torch.equal(rows, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -83,24 +83,103 @@ def test_nan_stays_in_its_unit(device):
     assert totals[TOKEN_ABSOLUTE].isfinite().all()
 
 
+def test_each_class_gets_its_own_samples(device):
+    """Against the totals of each class's samples alone, to the last bit and however they come in batches."""
+    sums, labels = sums_of(24, 130, device=device), torch.randint(0, 4, (24,)).to(device)
+    labels[labels == 2] = 0  # a class without samples
+    for size in (1, 5, 24):
+        totals = torch.zeros(4, 4, 130, dtype=torch.float64, device=device)
+        for batch, of in zip(sums.split(size, dim=1), labels.split(size), strict=True):
+            accumulate_(totals, batch, of)
+        for label in range(4):
+            alone = torch.zeros(4, 130, dtype=torch.float64, device=device)
+            accumulate_(alone, sums[:, labels == label])
+            assert torch.equal(totals[label], alone)
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_negative_label_leaves_a_sample_out(per_class, dtype, device):
+    sums, labels = sums_of(9, 300, dtype, device), torch.tensor([1, -1, 0, 1, -7, -(2**63), 2, 0, -1], device=device)
+    kept = labels >= 0
+    shape = (3, 4, 300) if per_class else (4, 300)
+    expected, totals = (torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(2))
+    accumulate_(expected, sums[:, kept], labels[kept] if per_class else None)
+    sums[:, ~kept] = math.nan
+    accumulate_(totals, sums, labels)
+    assert torch.equal(totals, expected)
+
+
+def test_labels_equal_the_reference_to_the_last_bit(threads):
+    sums, labels = sums_of(24, 40_000), torch.randint(-1, 3, (24,))
+    for count in (1, 3):
+        threads(count)
+        for shape in ((3, 4, 40_000), (4, 40_000)):
+            totals, expected = (torch.zeros(shape, dtype=torch.float64) for _ in range(2))
+            accumulate_(totals, sums, labels)
+            reference(expected, sums, labels)
+            assert torch.equal(totals, expected)
+
+
+def test_every_other_label(device):
+    sums, labels = sums_of(3, 10, device=device), torch.tensor([1, 9, 0, 9, -1, 9], device=device)
+    totals, expected = (torch.zeros(2, 4, 10, dtype=torch.float64, device=device) for _ in range(2))
+    accumulate_(totals, sums, labels[::2])
+    reference(expected, sums, labels[::2].contiguous())
+    assert torch.equal(totals, expected)
+
+
+def test_places_beyond_32_bits(far_totals):
+    totals, label, rows = far_totals
+    sums = sums_of(3, totals.shape[2])
+    accumulate_(totals, sums, torch.tensor([label, -1, label]))
+    expected = torch.zeros(4, totals.shape[2], dtype=torch.float64)
+    reference(expected, sums[:, ::2])
+    assert torch.equal(rows, expected)
+
+
+def test_meta_tensors_of_any_size():
+    totals = torch.empty(2**20, 4, 2**20, dtype=torch.float64, device="meta")
+    accumulate_(totals, torch.empty(2, 3, 2**20, device="meta"), torch.empty(3, dtype=torch.int64, device="meta"))
+    with pytest.raises(PxpError, match="labels"):
+        accumulate_(totals, torch.empty(2, 3, 2**20, device="meta"))
+
+
+def test_direct_calls_leave_out_what_is_no_class(device):
+    """The operator itself, without the check of the Python function, never writes elsewhere."""
+    sums, labels = sums_of(3, 10, device=device), torch.tensor([1, 2, 2**40], device=device)
+    totals, expected = (torch.zeros(2, 4, 10, dtype=torch.float64, device=device) for _ in range(2))
+    OPERATOR(totals, sums, labels)
+    accumulate_(expected, sums[:, :1], labels[:1])
+    assert torch.equal(totals, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_opcheck(dtype, device):
     totals = torch.zeros(4, 5, dtype=torch.float64, device=device)
-    opcheck(OPERATOR, (totals, sums_of(3, 5, dtype, device)))
-    opcheck(OPERATOR, (totals, sums_of(3, 10, dtype, device)[..., ::2]))
-    opcheck(OPERATOR, (totals, sums_of(0, 5, dtype, device)))
+    labels = torch.tensor([1, -1, 0], device=device)
+    opcheck(OPERATOR, (totals, sums_of(3, 5, dtype, device), None))
+    opcheck(OPERATOR, (totals, sums_of(3, 10, dtype, device)[..., ::2], labels))
+    opcheck(OPERATOR, (totals, sums_of(0, 5, dtype, device), None))
+    opcheck(OPERATOR, (torch.stack([totals, totals]), sums_of(3, 5, dtype, device), labels))
 
 
 @pytest.mark.parametrize(
-    ("totals", "sums", "message"),
+    ("totals", "sums", "labels", "message"),
     [
-        (torch.zeros(4, 3), torch.zeros(2, 1, 3), "totals"),
-        (torch.zeros(3, 4).double().T, torch.zeros(2, 1, 3), "totals"),
-        (torch.zeros(4, 3).double(), torch.zeros(2, 1, 4), "sums"),
-        (torch.zeros(4, 3).double(), torch.zeros(2, 1, 3).half(), "sums"),
-        (torch.zeros(4, 3).double(), torch.zeros(3, 1, 3), "sums"),
+        (torch.zeros(4, 3), torch.zeros(2, 1, 3), None, "totals"),
+        (torch.zeros(3, 4).double().T, torch.zeros(2, 1, 3), None, "totals"),
+        (torch.zeros(2, 3, 3).double(), torch.zeros(2, 1, 3), torch.tensor([0]), "totals"),
+        (torch.zeros(4).double(), torch.zeros(2, 1, 3), None, "totals"),
+        (torch.zeros(4, 3).double(), torch.zeros(2, 1, 4), None, "sums"),
+        (torch.zeros(4, 3).double(), torch.zeros(2, 1, 3).half(), None, "sums"),
+        (torch.zeros(4, 3).double(), torch.zeros(3, 1, 3), None, "sums"),
+        (torch.zeros(2, 4, 3).double(), torch.zeros(2, 1, 3), None, "need labels"),
+        (torch.zeros(2, 4, 3).double(), torch.zeros(2, 1, 3), torch.tensor([0, 1]), r"int64 \[1\]"),
+        (torch.zeros(4, 3).double(), torch.zeros(2, 1, 3), torch.tensor([0.0]), "labels is torch.float32"),
+        (torch.zeros(2, 4, 3).double(), torch.zeros(2, 1, 3), torch.tensor([2]), "a label is 2"),
     ],
 )
-def test_wrong_arguments(totals, sums, message):
+def test_wrong_arguments(totals, sums, labels, message):
     with pytest.raises(PxpError, match=message):
-        accumulate_(totals, sums)
+        accumulate_(totals, sums, labels)
