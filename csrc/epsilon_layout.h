@@ -6,9 +6,7 @@
 // Both are [sample][row][column] with neighbouring columns; samples and rows may lie at any distance (also 0).
 #pragma once
 
-#include <algorithm>
 #include <utility>
-#include <vector>
 
 #include "check.h"
 
@@ -119,20 +117,6 @@ inline EpsilonSize check_epsilon(const char* op, const Tensor& carry, const Tens
     if (d != unit_dim) positions *= output.size(d);
   }
   return {unit_dim, channels, positions, group};
-}
-
-// Refuses a tensor that is to be written and whose elements may share memory.
-inline void check_apart(const char* op, const char* name, const Tensor& tensor) {
-  if (tensor.numel() == 0) return;
-  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
-  for (int64_t d = 0; d < tensor.dim(); ++d) dims.emplace_back(tensor.stride(d), tensor.size(d));
-  std::sort(dims.begin(), dims.end());
-  int64_t reach = 0;
-  for (const auto& [stride, size] : dims) {
-    STD_TORCH_CHECK(size == 1 || stride > reach, op, ": ", name,
-                    " must not overlap itself, as an expanded tensor does: pass a clone");
-    reach += stride * (size - 1);
-  }
 }
 
 inline void check_sums(const char* op, const Tensor& sums, const Tensor& output, const EpsilonSize& size) {

@@ -115,21 +115,19 @@ def epsilon(library, order, variant, shape, dtype, *, vector=False, activation="
     torch.testing.assert_close(sums, expected_sums, rtol=1e-5, atol=2e-6 * rows * columns / units)
 
 
-def layer_norm(
-    library, order, rows, columns, dtype, *, vector=False, block_per_row=False, weighted=True, residual=True
-):
+def layer_norm(library, order, rows, columns, dtype, *, vector=False, block_per_row=False, weighted=True, residual=True,
+               join=False, in_place=False):  # fmt: skip
     eps = 1e-2
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    carry, output, rest = (Guarded(normal((rows, columns), dtype, seed)) for seed in range(3))
+    carry, output, rest, total = (Guarded(normal((rows, columns), dtype, seed)) for seed in range(4))
     rstd, weight = Guarded(normal((rows, 1), compute, 3).abs() + 0.5), Guarded(normal((columns,), compute, 4))
-    result = empty((rows, columns), dtype)
-    call(
-        library, "layer_norm", order, TYPES[dtype], int(vector), int(block_per_row), carry.tensor, output.tensor,
-        rstd.tensor, weight.tensor if weighted else None, rest.tensor if residual else None, result.tensor, rows,
-        columns, eps,
-    )  # fmt: skip
-    arguments = (rstd.tensor, weight.tensor if weighted else None, rest.tensor if residual else None, eps)
-    close(result.check(), layer_norm_reference(carry.tensor, output.tensor, *arguments), dtype)
+    result = rest if in_place else empty((rows, columns), dtype)
+    weight, residual, join = (t.tensor if wanted else None for t, wanted in ((weight, weighted), (rest, residual),
+                                                                            (total, join)))  # fmt: skip
+    expected = layer_norm_reference(carry.tensor, output.tensor, rstd.tensor, weight, residual, eps, join)
+    call(library, "layer_norm", order, TYPES[dtype], int(vector), int(block_per_row), carry.tensor, output.tensor,
+         rstd.tensor, weight, residual, join, result.tensor, rows, columns, eps)  # fmt: skip
+    close(result.check(), expected, dtype)
 
 
 def accumulate(library, order, samples, units, dtype):

@@ -17,7 +17,7 @@ namespace pxp::cuda {
                                                 const EpsilonShape, int);
 #define NORM(T, V, R)                                                                                         \
   template __global__ void layer_norm_rows<T, V, R>(const T*, const T*, const Compute<T>*, const Compute<T>*, \
-                                                    const T*, T*, int64_t, int64_t, double);
+                                                    const T*, const T*, T*, int64_t, int64_t, double);
 #define ALL(T)                       \
   POSITIONS(T, 1, kWarp)             \
   POSITIONS(T, 1, kThreads)          \

@@ -43,6 +43,10 @@ def layer_norm_blocks(library, order):
     cases.layer_norm(library, order, 3, 531, F32, block_per_row=True)
 
 
+def layer_norm_join(library, order):
+    cases.layer_norm(library, order, 4, 40, F32, join=True)
+
+
 def select_many(library, order):
     cases.select(library, order, torch.arange(1500).remainder(37).float(), 700, False)
 
@@ -81,6 +85,11 @@ MUTANTS = {
         "layer_norm", "reduce.cuh", "distance /= 2", "distance /= 4", layer_norm_blocks),
     "a mean over one column too few": (
         "layer_norm", "kernels/layer_norm.cuh", "/ C(columns)", "/ C(columns - 1)", layer_norm_blocks),
+    "a sum's stabilizer taken from the layer's output": (
+        "layer_norm", "kernels/layer_norm.cuh", "load<T, V>(join + i)", "load<T, V>(output + i)", layer_norm_join),
+    "the next row's sum": (
+        "layer_norm", "kernels/layer_norm.cuh", "join += row * columns", "join += (row ^ 1) * columns",
+        layer_norm_join),
     "counts cleared while they are read": (
         "select", "kernels/select.cuh", "    __syncthreads();\n    prefix = shared_prefix;",
         "    prefix = shared_prefix;", select_many),

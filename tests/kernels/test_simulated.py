@@ -83,8 +83,18 @@ def test_layer_norm(simulated, order, dtype, vector):
 
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("residual", [True, False])
-def test_layer_norm_without(simulated, weighted, residual):
-    cases.layer_norm(simulated("layer_norm"), "random", 4, 40, torch.float32, weighted=weighted, residual=residual)
+@pytest.mark.parametrize("join", [True, False])
+def test_layer_norm_without(simulated, weighted, residual, join):
+    options = {"weighted": weighted, "residual": residual, "join": join}
+    cases.layer_norm(simulated("layer_norm"), "random", 4, 40, torch.float32, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("vector", [False, True])
+def test_layer_norm_over_the_residual(simulated, order, dtype, vector):
+    options = {"vector": vector, "join": True, "in_place": True}
+    cases.layer_norm(simulated("layer_norm"), order, 11, 48, dtype, **options)
+    cases.layer_norm(simulated("layer_norm"), order, 3, 1032, dtype, block_per_row=True, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
