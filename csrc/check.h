@@ -7,9 +7,11 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "formula.h"
@@ -33,6 +35,20 @@ inline void check_like(const Tensor& tensor, const Tensor& other, const char* op
   STD_TORCH_CHECK(tensor.scalar_type() == other.scalar_type(), op, ": ", name,
                   " has another dtype than the first tensor");
   STD_TORCH_CHECK(tensor.device() == other.device(), op, ": ", name, " is on another device than the first tensor");
+}
+
+// Refuses a tensor that is to be written and whose elements may share memory.
+inline void check_apart(const char* op, const char* name, const Tensor& tensor) {
+  if (tensor.numel() == 0) return;
+  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
+  for (int64_t d = 0; d < tensor.dim(); ++d) dims.emplace_back(tensor.stride(d), tensor.size(d));
+  std::sort(dims.begin(), dims.end());
+  int64_t reach = 0;
+  for (const auto& [stride, size] : dims) {
+    STD_TORCH_CHECK(size == 1 || stride > reach, op, ": ", name,
+                    " must not overlap itself, as an expanded tensor does: pass a clone");
+    reach += stride * (size - 1);
+  }
 }
 
 inline void check_accumulate(const Tensor& totals, const Tensor& sums, const std::optional<Tensor>& labels) {

@@ -6,9 +6,7 @@
 // Both are [sample][row][column] with neighbouring columns; samples and rows may lie at any distance (also 0).
 #pragma once
 
-#include <algorithm>
 #include <utility>
-#include <vector>
 
 #include "check.h"
 
@@ -121,26 +119,12 @@ inline EpsilonSize check_epsilon(const char* op, const Tensor& carry, const Tens
   return {unit_dim, channels, positions, group};
 }
 
-// Refuses a tensor that is to be written and whose elements may share memory.
-inline void check_apart(const char* op, const char* name, const Tensor& tensor) {
-  if (tensor.numel() == 0) return;
-  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
-  for (int64_t d = 0; d < tensor.dim(); ++d) dims.emplace_back(tensor.stride(d), tensor.size(d));
-  std::sort(dims.begin(), dims.end());
-  int64_t reach = 0;
-  for (const auto& [stride, size] : dims) {
-    STD_TORCH_CHECK(size == 1 || stride > reach, op, ": ", name,
-                    " must not overlap itself, as an expanded tensor does: pass a clone");
-    reach += stride * (size - 1);
-  }
-}
-
 inline void check_sums(const char* op, const Tensor& sums, const Tensor& output, const EpsilonSize& size) {
   const int64_t units = size.channels / size.group;
   STD_TORCH_CHECK(sums.scalar_type() == compute_type(output.scalar_type()) && sums.device() == output.device(), op,
                   ": sums must be float32 (float64 for float64), on the device of output");
-  STD_TORCH_CHECK(sums.dim() == 3 && sums.size(0) == 2 && sums.size(1) == output.size(0) &&
-                      sums.size(2) == units && (units <= 1 || sums.stride(2) == 1),
+  STD_TORCH_CHECK(sums.dim() == 3 && sums.size(0) == 2 && sums.size(1) == output.size(0) && sums.size(2) == units &&
+                      (units <= 1 || sums.stride(2) == 1),
                   op, ": sums must be [2, samples, units] with a last stride of 1");
   check_apart(op, "sums", sums);
 }
@@ -182,8 +166,8 @@ inline EpsilonTensors prepare_epsilon(const Tensor& carry, const Tensor& output,
   const EpsilonSize size = check_epsilon("epsilon", carry, output, eps, unit_dim, group);
   const std::initializer_list<int64_t> shape = {2, output.size(0), size.channels / group};
   const ScalarType type = compute_type(output.scalar_type());
-  const Tensor sums = output.numel() ? torch::stable::new_empty(output, shape, type)
-                                     : torch::stable::new_zeros(output, shape, type);
+  const Tensor sums =
+      output.numel() ? torch::stable::new_empty(output, shape, type) : torch::stable::new_zeros(output, shape, type);
   return arrange_epsilon(carry, output, sums, size, EpsilonTarget::scaled);
 }
 

@@ -6,14 +6,14 @@
 namespace pxp {
 
 struct LayerNormTensors {
-  Tensor carry, output, rstd, result;
-  std::optional<Tensor> weight, residual;
+  Tensor carry, output, rstd;
+  std::optional<Tensor> weight, residual, join;
   int64_t rows, columns;
 };
 
 inline LayerNormTensors prepare_layer_norm(const Tensor& carry, const Tensor& output, const Tensor& rstd,
                                            const std::optional<Tensor>& weight, const std::optional<Tensor>& residual,
-                                           double eps) {
+                                           const std::optional<Tensor>& join, double eps) {
   check_floating(carry, "layer_norm", "carry");
   check_like(output, carry, "layer_norm", "output");
   STD_TORCH_CHECK(eps >= 0, "layer_norm: eps must not be negative");
@@ -27,7 +27,7 @@ inline LayerNormTensors prepare_layer_norm(const Tensor& carry, const Tensor& ou
   LayerNormTensors t{torch::stable::contiguous(carry),
                      torch::stable::contiguous(output),
                      torch::stable::contiguous(torch::stable::to(rstd, compute)),
-                     Tensor(),
+                     std::nullopt,
                      std::nullopt,
                      std::nullopt,
                      rows,
@@ -41,7 +41,10 @@ inline LayerNormTensors prepare_layer_norm(const Tensor& carry, const Tensor& ou
     check_like(*residual, carry, "layer_norm", "residual");
     t.residual = torch::stable::contiguous(*residual);
   }
-  t.result = torch::stable::new_empty(carry, carry.sizes());
+  if (join) {
+    check_like(*join, carry, "layer_norm", "join");
+    t.join = torch::stable::contiguous(*join);
+  }
   return t;
 }
 

@@ -5,10 +5,10 @@
 
 namespace pxp::cuda {
 
-// The sum over the 32 lanes, in every lane.
+// The sum over the 32 lanes, in every lane; or over those whose numbers differ in the bits from `first` to below `end`.
 template <class C>
-__device__ __forceinline__ C warp_sum(C value) {
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+__device__ __forceinline__ C warp_sum(C value, int first = 1, int end = kWarp) {
+  for (int distance = end / 2; distance >= first; distance /= 2) {
     value += __shfl_xor_sync(0xffffffffu, value, distance);
   }
   return value;

@@ -10,7 +10,7 @@ import torch
 from pxp_fast import info
 from pxp_fast.ops import _library
 
-OPERATORS = {"epsilon", "layer_norm", "accumulate_", "mask_", "select"}
+OPERATORS = {"epsilon", "epsilon_", "unit_sums_", "layer_norm", "layer_norm_", "accumulate_", "mask_", "select"}
 
 
 def test_facts():

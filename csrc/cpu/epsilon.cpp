@@ -64,15 +64,15 @@ std::tuple<Tensor, Tensor> epsilon(const Tensor& carry, const Tensor& output, do
   return {t.result, *t.sums};
 }
 
-void epsilon_(const Tensor& carry, const Tensor& output, std::optional<Tensor> sums, double eps,
-              std::string activation, int64_t unit_dim, int64_t group, bool stabilized_sums) {
+void epsilon_(const Tensor& carry, const Tensor& output, std::optional<Tensor> sums, double eps, std::string activation,
+              int64_t unit_dim, int64_t group, bool stabilized_sums) {
   const Pass pass = !sums ? Pass::scale : stabilized_sums ? Pass::scale_and_sum_stabilized : Pass::scale_and_sum;
   EpsilonTensors t = prepare_epsilon_(carry, output, sums, eps, unit_dim, group);
   run(t, pass, true, activation, eps);
 }
 
-void unit_sums_(const Tensor& sums, const Tensor& carry, const Tensor& output, std::string activation,
-                int64_t unit_dim, int64_t group) {
+void unit_sums_(const Tensor& sums, const Tensor& carry, const Tensor& output, std::string activation, int64_t unit_dim,
+                int64_t group) {
   EpsilonTensors t = prepare_unit_sums_(sums, carry, output, unit_dim, group);
   run(t, Pass::sum, true, activation, 0);
 }

@@ -15,12 +15,15 @@ void scale(const C* __restrict carry, const C* __restrict output, const C* __res
   }
 }
 
-template <class C>
-void centre(const C* __restrict scaled, const C* residual, C* result, int64_t n, C mean) {
-  if (residual) {
-    for (int64_t i = 0; i < n; ++i) result[i] = (scaled[i] - mean) + residual[i];
-  } else {
-    for (int64_t i = 0; i < n; ++i) result[i] = scaled[i] - mean;
+// `result` may be `residual`.
+template <class C, bool kResidual, bool kJoin>
+void centre(const C* scaled, const C* residual, const C* join, C* result, int64_t n, C mean, C eps) {
+  PXP_INDEPENDENT
+  for (int64_t i = 0; i < n; ++i) {
+    C value = scaled[i] - mean;
+    if constexpr (kResidual) value += residual[i];
+    if constexpr (kJoin) value *= stabilizing_factor(join[i], eps);
+    result[i] = value;
   }
 }
 
@@ -36,37 +39,48 @@ C mean_of(const C* values, int64_t n) {
 }
 
 template <class C>
-void one_row(const LayerNormTask& task, int64_t row, const C* carry, const C* output, const C* residual, C* scaled,
-             C* result) {
+void one_row(const LayerNormTask& task, int64_t row, const C* carry, const C* output, const C* residual, const C* join,
+             C* scaled, C* result) {
   const int64_t n = task.columns;
-  const C rstd = static_cast<const C*>(task.rstd)[row];
+  const C rstd = static_cast<const C*>(task.rstd)[row], eps = C(task.eps);
   const C* weight = static_cast<const C*>(task.weight);
-  (weight ? scale<C, true> : scale<C, false>)(carry, output, weight, scaled, n, rstd, C(task.eps));
-  centre(scaled, residual, result, n, mean_of(scaled, n));
+  (weight ? scale<C, true> : scale<C, false>)(carry, output, weight, scaled, n, rstd, eps);
+  const auto finish = residual ? (join ? centre<C, true, true> : centre<C, true, false>)
+                               : (join ? centre<C, false, true> : centre<C, false, false>);
+  finish(scaled, residual, join, result, n, mean_of(scaled, n), eps);
+}
+
+// A row of T as C: itself, or widened to `wide`; null stays null.
+template <class T, class C>
+const C* row_of(const void* tensor, int64_t row, int64_t n, C* wide) {
+  if (!tensor) return nullptr;
+  const T* from = static_cast<const T*>(tensor) + row * n;
+  if constexpr (std::is_same_v<T, C>) {
+    return from;
+  } else {
+    widen_row(from, wide, n);
+    return wide;
+  }
 }
 
 template <class T, class C>
 void rows(const LayerNormTask& task, int64_t begin, int64_t end) {
   const int64_t n = task.columns;
-  const bool wide = std::is_same_v<T, C>;
-  const std::unique_ptr<C[]> buffer(new C[(wide ? n : 4 * n) + kPadding]);
-  const T* carry = static_cast<const T*>(task.carry);
-  const T* output = static_cast<const T*>(task.output);
-  const T* residual = static_cast<const T*>(task.residual);
-  T* result = static_cast<T*>(task.result);
+  constexpr bool wide = std::is_same_v<T, C>;
+  const std::unique_ptr<C[]> buffer(new C[(wide ? n : 5 * n) + kPadding]);
+  C* const scaled = buffer.get();
+  const auto room = [&](int64_t i) { return scaled + (wide ? 0 : i * n); };
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t at = row * n;
-    if constexpr (std::is_same_v<T, C>) {
-      one_row<C>(task, row, carry + at, output + at, residual ? residual + at : nullptr, buffer.get(), result + at);
+    const C* carry = row_of<T, C>(task.carry, row, n, room(1));
+    const C* output = row_of<T, C>(task.output, row, n, room(2));
+    const C* residual = row_of<T, C>(task.residual, row, n, room(3));
+    const C* join = row_of<T, C>(task.join, row, n, room(4));
+    T* result = static_cast<T*>(task.result) + row * n;
+    if constexpr (wide) {
+      one_row<C>(task, row, carry, output, residual, join, scaled, result);
     } else {
-      C* wide_carry = buffer.get() + n;
-      C* wide_output = wide_carry + n;
-      C* wide_residual = wide_output + n;
-      widen_row(carry + at, wide_carry, n);
-      widen_row(output + at, wide_output, n);
-      if (residual) widen_row(residual + at, wide_residual, n);
-      one_row<C>(task, row, wide_carry, wide_output, residual ? wide_residual : nullptr, buffer.get(), wide_carry);
-      narrow_row(wide_carry, result + at, n);
+      one_row<C>(task, row, carry, output, residual, join, scaled, scaled);
+      narrow_row(scaled, result, n);
     }
   }
 }

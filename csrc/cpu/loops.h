@@ -37,12 +37,13 @@ struct EpsilonTask {
 struct LayerNormTask {
   Type type;
   double eps;
-  const void* carry;  // [rows, columns], contiguous like the three that follow
+  const void* carry;  // [rows, columns], contiguous like the four that follow
   const void* output;
   const void* residual;  // or null
-  void* result;
-  const void* rstd;    // [rows], float32, or float64 for float64
-  const void* weight;  // [columns] in the type of `rstd`, or null
+  const void* join;      // or null
+  void* result;          // may be `residual`
+  const void* rstd;      // [rows], float32, or float64 for float64
+  const void* weight;    // [columns] in the type of `rstd`, or null
   int64_t rows, columns;
 };
 

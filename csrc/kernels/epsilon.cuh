@@ -1,4 +1,5 @@
-// `epsilon` on the GPU. Tensors are [sample][row][column] with neighbouring columns (see epsilon_layout.h):
+// `epsilon`, `epsilon_` and `unit_sums_` on the GPU. Tensors are [sample][row][column] with neighbouring columns (see
+// epsilon_layout.h); what is written may be the carry, so nothing here is `__restrict__`.
 //
 //   epsilon_positions   rows are units:      a warp or a block walks along one row, which ends with its sums
 //   epsilon_units       columns are units:   a block takes a tile of columns through some rows, and leaves partial sums
@@ -19,7 +20,23 @@ struct EpsilonShape {
   int64_t samples, rows, columns, units, group, blocks, block_rows;
   EpsilonStrides carry, output, scaled;
   Activation activation;
+  bool writes;      // the scaled carry; else sums alone are wanted
+  bool stabilized;  // sums of what comes out of the stabilizer
   double eps;
+};
+
+// Where sums go: those of a sample, or of a block of its rows, lie `item` apart, the two kinds `which`. Null where none
+// are wanted.
+template <class C>
+struct EpsilonSums {
+  C* at;
+  int64_t item, which;
+  bool add;
+
+  __device__ __forceinline__ void put(int64_t index, int kind, int64_t unit, C value) const {
+    C* to = at + index * item + kind * which + unit;
+    *to = add ? *to + value : value;
+  }
 };
 
 template <class T>
@@ -43,13 +60,22 @@ struct EpsilonRow {
 
 template <Activation A, class T, int V>
 __device__ __forceinline__ void apply_as(const Pack<T, V>& carry, const Pack<T, V>& output, Pack<T, V>& scaled,
-                                         Compute<T>* relevance, Compute<T> eps) {
+                                         const EpsilonShape& shape, Compute<T>* relevance) {
+  using C = Compute<T>;
+  C passed[V];
 #pragma unroll
   for (int k = 0; k < V; ++k) {
-    const Compute<T> z = widen(output.at[k]);
-    const Compute<T> passed = widen(carry.at[k]) * ratio<A>(z);
-    scaled.at[k] = narrow<T>(passed * stabilizing_factor(z, eps));
-    relevance[k] = passed * z;
+    const C z = widen(output.at[k]);
+    passed[k] = widen(carry.at[k]) * ratio<A>(z);
+    relevance[k] = passed[k] * z;
+  }
+  if (!shape.writes) return;
+#pragma unroll
+  for (int k = 0; k < V; ++k) {
+    const C z = widen(output.at[k]);
+    const C stabilized = passed[k] * stabilizing_factor(z, C(shape.eps));
+    scaled.at[k] = narrow<T>(stabilized);
+    if (shape.stabilized) relevance[k] = stabilized * z;
   }
 }
 
@@ -60,30 +86,30 @@ __device__ __forceinline__ void apply(const EpsilonRow<T>& row, int64_t offset, 
   const Pack<T, V> carry = load<T, V>(row.carry + offset);
   const Pack<T, V> output = load<T, V>(row.output + offset);
   Pack<T, V> scaled;
-  const Compute<T> eps = Compute<T>(shape.eps);
   switch (shape.activation) {
-    case Activation::relu: apply_as<Activation::relu>(carry, output, scaled, relevance, eps); break;
-    case Activation::relu6: apply_as<Activation::relu6>(carry, output, scaled, relevance, eps); break;
-    case Activation::gelu: apply_as<Activation::gelu>(carry, output, scaled, relevance, eps); break;
-    case Activation::gelu_tanh: apply_as<Activation::gelu_tanh>(carry, output, scaled, relevance, eps); break;
-    case Activation::silu: apply_as<Activation::silu>(carry, output, scaled, relevance, eps); break;
-    case Activation::hardswish: apply_as<Activation::hardswish>(carry, output, scaled, relevance, eps); break;
-    default: apply_as<Activation::identity>(carry, output, scaled, relevance, eps);
+    case Activation::relu: apply_as<Activation::relu>(carry, output, scaled, shape, relevance); break;
+    case Activation::relu6: apply_as<Activation::relu6>(carry, output, scaled, shape, relevance); break;
+    case Activation::gelu: apply_as<Activation::gelu>(carry, output, scaled, shape, relevance); break;
+    case Activation::gelu_tanh: apply_as<Activation::gelu_tanh>(carry, output, scaled, shape, relevance); break;
+    case Activation::silu: apply_as<Activation::silu>(carry, output, scaled, shape, relevance); break;
+    case Activation::hardswish: apply_as<Activation::hardswish>(carry, output, scaled, shape, relevance); break;
+    default: apply_as<Activation::identity>(carry, output, scaled, shape, relevance);
   }
-  store<T, V>(row.scaled + offset, scaled);
+  if (shape.writes) store<T, V>(row.scaled + offset, scaled);
 }
 
 // grid: ceil(samples * rows / (kThreads / kRowThreads)). V divides `columns`.
 template <class T, int V, int kRowThreads>
 __global__ void __launch_bounds__(kThreads, 2)
-    epsilon_positions(const T* __restrict__ carry, const T* __restrict__ output, T* __restrict__ scaled,
-                      Compute<T>* __restrict__ sums, const EpsilonShape shape) {
+    epsilon_positions(const T* carry, const T* output, T* scaled, const EpsilonSums<Compute<T>> sums,
+                      const EpsilonShape shape) {
   using C = Compute<T>;
   __shared__ double scratch[kThreads / kWarp];
   const int64_t rows = shape.samples * shape.rows;
   const int64_t row = int64_t(blockIdx.x) * (kThreads / kRowThreads) + threadIdx.x / kRowThreads;
   if (row >= rows) return;  // whole warps, or nobody
-  const EpsilonRow<T> at(carry, output, scaled, shape, row / shape.rows, row % shape.rows);
+  const int64_t sample = row / shape.rows, unit = row % shape.rows;
+  const EpsilonRow<T> at(carry, output, scaled, shape, sample, unit);
   C sum = 0, magnitude = 0;
 #pragma unroll 1
   for (int64_t i = int64_t(threadIdx.x % kRowThreads) * V; i < shape.columns; i += kRowThreads * V) {
@@ -95,19 +121,20 @@ __global__ void __launch_bounds__(kThreads, 2)
       magnitude += magnitude_of(relevance[k]);
     }
   }
+  if (!sums.at) return;
   sum = row_sum<kRowThreads>(sum, scratch);
   magnitude = row_sum<kRowThreads>(magnitude, scratch);
   if (threadIdx.x % kRowThreads == 0) {
-    sums[row] = sum;
-    sums[rows + row] = magnitude;
+    sums.put(sample, 0, unit, sum);
+    sums.put(sample, 1, unit, magnitude);
   }
 }
 
 // grid: samples * blocks * tiles, where a tile is `width` threads of V columns each; width divides kThreads.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads, 2)
-    epsilon_units(const T* __restrict__ carry, const T* __restrict__ output, T* __restrict__ scaled,
-                  Compute<T>* __restrict__ partials, const EpsilonShape shape, int width, int64_t tiles) {
+    epsilon_units(const T* carry, const T* output, T* scaled, const EpsilonSums<Compute<T>> sums,
+                  const EpsilonShape shape, int width, int64_t tiles) {
   using C = Compute<T>;
   __shared__ C shared[2][V][kThreads];
   const int64_t tile = blockIdx.x % tiles, block = blockIdx.x / tiles;  // block: of all samples' blocks
@@ -131,6 +158,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
     }
   }
+  if (!sums.at) return;
 #pragma unroll
   for (int k = 0; k < V; ++k) {
     shared[0][k][threadIdx.x] = sum[k];
@@ -138,7 +166,6 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
   __syncthreads();
 
-  C* out = partials + block * 2 * shape.units;
   for (int i = threadIdx.x; i < 2 * width * V; i += kThreads) {
     const int which = i / (width * V), offset = i % (width * V);
     const int64_t unit = tile * width * V + offset;
@@ -146,15 +173,16 @@ __global__ void __launch_bounds__(kThreads, 2)
     const C* part = &shared[which][offset % V][offset / V];
     double total = 0;
     for (int s = 0; s < slots; ++s) total += double(part[s * width]);
-    out[which * shape.units + unit] = C(total);
+    sums.put(block, which, unit, C(total));
   }
 }
 
-// grid: ceil(samples * blocks * units / (kThreads / kWarp)).
-template <class T>
+// grid: ceil(samples * blocks * units / (kThreads / kWarp)). `lanes` lanes, a power of two, share a row of the group,
+// so that a warp takes several rows at a time where groups are narrow. V divides `group`.
+template <class T, int V>
 __global__ void __launch_bounds__(kThreads, 2)
-    epsilon_groups(const T* __restrict__ carry, const T* __restrict__ output, T* __restrict__ scaled,
-                   Compute<T>* __restrict__ partials, const EpsilonShape shape) {
+    epsilon_groups(const T* carry, const T* output, T* scaled, const EpsilonSums<Compute<T>> sums,
+                   const EpsilonShape shape, int lanes) {
   using C = Compute<T>;
   const int64_t item = int64_t(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
   if (item >= shape.samples * shape.blocks * shape.units) return;  // whole warps
@@ -162,38 +190,45 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int64_t sample = block / shape.blocks;
   const int64_t first = block % shape.blocks * shape.block_rows;
   const int64_t last = first + shape.block_rows < shape.rows ? first + shape.block_rows : shape.rows;
+  const int slot = threadIdx.x % kWarp / lanes, slots = kWarp / lanes;
+  const int64_t start = unit * shape.group + int64_t(threadIdx.x % lanes) * V, end = (unit + 1) * shape.group;
   C sum = 0, magnitude = 0;
-  EpsilonRow<T> at(carry, output, scaled, shape, sample, first);
+  EpsilonRow<T> at(carry, output, scaled, shape, sample, first + slot);
 #pragma unroll 1
-  for (int64_t row = first; row < last; ++row, at.advance(shape, 1)) {
+  for (int64_t row = first; row < last; row += slots, at.advance(shape, slots)) {
     C value = 0;
-    for (int64_t i = threadIdx.x % kWarp; i < shape.group; i += kWarp) {
-      C relevance[1];
-      apply<T, 1>(at, unit * shape.group + i, shape, relevance);
-      value += relevance[0];
+    if (row + slot < last) {
+#pragma unroll 1
+      for (int64_t i = start; i < end; i += lanes * V) {
+        C relevance[V];
+        apply<T, V>(at, i, shape, relevance);
+#pragma unroll
+        for (int k = 0; k < V; ++k) value += relevance[k];
+      }
     }
-    value = warp_sum(value);
+    value = warp_sum(value, 1, lanes);
     sum += value;
     magnitude += magnitude_of(value);
   }
+  sum = warp_sum(sum, lanes);
+  magnitude = warp_sum(magnitude, lanes);
   if (threadIdx.x % kWarp == 0) {
-    C* out = partials + block * 2 * shape.units + unit;
-    out[0] = sum;
-    out[shape.units] = magnitude;
+    sums.put(block, 0, unit, sum);
+    sums.put(block, 1, unit, magnitude);
   }
 }
 
-// grid: ceil(2 * samples * units / kThreads). partials [samples][blocks][2][units], sums [2][samples][units].
+// grid: ceil(2 * samples * units / kThreads). partials [samples][blocks][2][units].
 template <class C>
 __global__ void __launch_bounds__(kThreads, 2)
-    epsilon_combine(const C* partials, C* sums, int64_t samples, int64_t units, int64_t blocks) {
+    epsilon_combine(const C* partials, const EpsilonSums<C> sums, int64_t samples, int64_t units, int64_t blocks) {
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= 2 * samples * units) return;
   const int64_t unit = i % units, sample = i / units % samples, which = i / units / samples;
   const C* part = partials + (sample * blocks * 2 + which) * units + unit;
   double total = 0;
   for (int64_t block = 0; block < blocks; ++block) total += double(part[block * 2 * units]);
-  sums[i] = C(total);
+  sums.put(sample, int(which), unit, C(total));
 }
 
 }  // namespace pxp::cuda

@@ -16,12 +16,12 @@ __device__ __forceinline__ void scale(const T* carry, const T* output, const Com
   }
 }
 
-// grid: ceil(rows / (kThreads / kRowThreads)). All tensors contiguous [rows, columns]; V divides `columns`; `weight`
-// and `residual` may be null.
+// grid: ceil(rows / (kThreads / kRowThreads)). All tensors contiguous [rows, columns]; V divides `columns`; `weight`,
+// `residual` and `join` may be null, and `result` may be `residual`.
 template <class T, int V, int kRowThreads>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     layer_norm_rows(const T* __restrict__ carry, const T* __restrict__ output, const Compute<T>* __restrict__ rstd,
-                    const Compute<T>* __restrict__ weight, const T* __restrict__ residual, T* __restrict__ result,
+                    const Compute<T>* __restrict__ weight, const T* residual, const T* __restrict__ join, T* result,
                     int64_t rows, int64_t columns, double eps) {
   using C = Compute<T>;
   __shared__ double scratch[kThreads / kWarp];
@@ -31,6 +31,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   output += row * columns;
   result += row * columns;
   if (residual) residual += row * columns;
+  if (join) join += row * columns;
   const C deviation = rstd[row];
   const int64_t start = int64_t(threadIdx.x % kRowThreads) * V;
 
@@ -48,12 +49,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   for (int64_t i = start; i < columns; i += kRowThreads * V) {
     C scaled[V];
     scale<T, V>(carry, output, weight, i, deviation, C(eps), scaled);
-    Pack<T, V> rest, out;
+    Pack<T, V> rest, total, out;
     if (residual) rest = load<T, V>(residual + i);
+    if (join) total = load<T, V>(join + i);
 #pragma unroll
     for (int k = 0; k < V; ++k) {
       C value = scaled[k] - mean;
       if (residual) value += widen(rest.at[k]);
+      if (join) value *= stabilizing_factor(widen(total.at[k]), C(eps));
       out.at[k] = narrow<T>(value);
     }
     store<T, V>(result + i, out);

@@ -40,20 +40,25 @@ class NormalisedCarry(Pending):
         self.carry, self.value, self.rstd, self.weight = carry, value, rstd, weight
         self.rank, self.eps = rank, eps
 
-    def make(self, rest: Tensor | None = None) -> Tensor:
-        rank = self.rank
-        out = ops.layer_norm(
-            self.carry.flatten(-rank),
-            self.value.flatten(-rank),
-            self.rstd.flatten(-rank),
-            weight=self.weight.flatten() if self.weight is not None else None,
-            residual=rest.flatten(-rank) if rest is not None else None,
-            eps=self.eps,
-        )
-        return out.view(self.value.shape)
+    def make(self) -> Tensor:
+        return self._normalised()
 
     def take(self) -> tuple[Tensor, bool]:
-        return self.make(self.rest.take()[0] if self.rest is not None else None), True
+        return self._normalised(self.rest), True
+
+    def scaled(self, value: Tensor, eps: float, *, sums: Tensor | None = None, **layer) -> Tensor:
+        if sums is not None or layer.get("activation", "identity") != "identity" or eps != self.eps:
+            return super().scaled(value, eps, sums=sums, **layer)
+        return self._normalised(self.rest, value)
+
+    def _normalised(self, rest: Carry | None = None, join: Tensor | None = None) -> Tensor:
+        residual, free = rest.take() if rest is not None else (None, False)
+        free = free and residual.is_contiguous()
+        tensors = (self.carry, self.value, self.rstd, None, residual, join)
+        carry, value, rstd, _, residual, join = (t if t is None else t.flatten(-self.rank) for t in tensors)
+        weight = self.weight.flatten() if self.weight is not None else None
+        operator = ops.layer_norm_ if free else ops.layer_norm
+        return operator(carry, value, rstd, weight, residual, join, eps=self.eps).view(self.value.shape)
 
 
 class GroupNorm(Operator):

@@ -6,7 +6,7 @@ A function ``pxp_fast.ops.NAME`` checks its arguments and calls the operator ``t
 from . import _library
 from .accumulate import SAMPLE_ABSOLUTE, SIGNED, SQUARED, TOKEN_ABSOLUTE, accumulate_
 from .epsilon import ACTIVATIONS, epsilon, epsilon_, unit_sums_
-from .layer_norm import layer_norm
+from .layer_norm import layer_norm, layer_norm_
 from .mask import mask_
 from .select import select
 
@@ -22,6 +22,7 @@ __all__ = [
     "epsilon",
     "epsilon_",
     "layer_norm",
+    "layer_norm_",
     "mask_",
     "select",
     "unit_sums_",

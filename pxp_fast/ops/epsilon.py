@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PxpError
+from ._checks import check_apart
 from ._library import compute_dtype, define
 
 # act(z) / z for every activation, continued to its limit at z = 0. The sigmoid form of the tanh approximation and erfc
@@ -204,7 +205,7 @@ def epsilon_(
         `carry` or `sums` overlaps itself, or an argument is outside what is described above.
     """
     _check("epsilon_", carry, output, eps, activation, unit_dim, group)
-    _check_apart("epsilon_", "carry", carry)
+    check_apart("epsilon_", "carry", carry)
     if sums is not None:
         _check_sums("epsilon_", sums, output, unit_dim, group)
     _in_place(carry, output, sums, eps, activation, unit_dim, group, stabilized_sums)
@@ -279,18 +280,4 @@ def _check_sums(name: str, sums: Tensor, output: Tensor, unit_dim: int, group: i
         )
     if sums.shape[-1] > 1 and sums.stride(-1) != 1:
         raise PxpError(f"{name}: sums has strides {sums.stride()}; pass a table whose last stride is 1")
-    _check_apart(name, "sums", sums)
-
-
-def _check_apart(name: str, what: str, tensor: Tensor) -> None:
-    """Refuse a tensor two of whose elements may share memory; every view by slices and permutations passes."""
-    if tensor.is_contiguous() or not tensor.numel():
-        return
-    reach = 0  # the last element of the dimensions so far
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1 and stride <= reach:
-            raise PxpError(
-                f"{name}: {what} {tuple(tensor.shape)} has strides {tensor.stride()}: its elements share memory, as in "
-                f"an expanded tensor, and cannot be written in place; pass {what}.clone()"
-            )
-        reach += stride * (size - 1)
+    check_apart(name, "sums", sums)

@@ -14,6 +14,7 @@ from simulation import TYPES, Guarded, call, empty
 from pxp_fast.ops import ACTIVATIONS
 from pxp_fast.ops.accumulate import reference as accumulate_reference
 from pxp_fast.ops.epsilon import reference as epsilon_reference
+from pxp_fast.ops.epsilon import reference_in_place as in_place_reference
 from pxp_fast.ops.layer_norm import reference as layer_norm_reference
 from pxp_fast.ops.select import reference as select_reference
 
@@ -50,52 +51,83 @@ class _EpsilonCase(ctypes.Structure):
             "output_row",
             "scaled_sample",
             "scaled_row",
+            "sums_sample",
+            "sums_which",
+            "add",
+            "writes",
+            "stabilized",
         )  # fmt: skip
     ]
 
 
 def epsilon(library, order, variant, shape, dtype, *, vector=False, activation="relu", group=1, block_rows=16, width=8,
-            shared_carry=False):  # fmt: skip
-    """`shape` is [samples, rows, columns]; variants 0 and 1 sum over columns, 2 and 3 over rows."""
+            shared_carry=False, mode="epsilon"):  # fmt: skip
+    """`shape` is [samples, rows, columns]; variants 0 and 1 sum over columns, 2 and 3 over rows.
+
+    Mode "epsilon" writes a new tensor and new sums; "in place", "stabilized" and "no sums" write over the carry, and
+    "sums" nothing but sums, which those three add to a slice of a table.
+    """
     samples, rows, columns = shape
-    eps = 1e-2
+    eps = 1e-2 if mode == "epsilon" else 0.5
     carry, output = Guarded(normal(shape, dtype, 1)), Guarded(normal(shape, dtype, 2) * 3)
     if shared_carry:  # one row for all, as an expanded tensor has it: strides of 0
         carry.tensor[:] = carry.tensor[:1, :1].clone()
+    before = carry.tensor.clone()
     units = rows if variant < 2 else columns // group
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     blocks = -(-rows // block_rows)
-    scaled, sums = empty(shape, dtype), empty((2, samples, units), compute)
+    functional = mode == "epsilon"
+    scaled = empty(shape, dtype) if functional else carry
+    if functional:
+        table = empty((2, samples, units), compute)
+        sums = table.tensor
+    else:  # [sample, which, unit], with other units on both sides
+        table = Guarded(normal((samples, 2, units + 5), compute, 3))
+        sums = table.tensor[:, :, 2:-3].transpose(0, 1)
+    start, rest = sums.clone(), table.tensor.clone()
     partials = empty((samples, blocks, 2, units), compute)
+    direct = blocks == 1 and not functional
     strides = (rows * columns, columns)
     case = _EpsilonCase(
         TYPES[dtype], variant, vector, width, ACTIVATIONS.index(activation), samples, rows, columns, group, block_rows,
-        *((0, 0) if shared_carry else strides), *strides, *strides,
+        *((0, 0) if shared_carry else strides), *strides, *((0, 0) if shared_carry and mode == "sums" else strides),
+        sums.stride(1), sums.stride(0), not functional, mode != "sums", mode == "stabilized",
     )  # fmt: skip
-    call(library, "epsilon", order, ctypes.byref(case), eps, carry.tensor, output.tensor, scaled.tensor, sums.tensor,
-         partials.tensor)  # fmt: skip
-    unit_dim = 1 if variant < 2 else -1
-    expected, expected_sums = epsilon_reference(carry.tensor, output.tensor, eps, activation, unit_dim, group)
-    close(scaled.check(), expected, dtype)
+    call(library, "epsilon", order, ctypes.byref(case), eps, carry.tensor, output.tensor, scaled.tensor,
+         None if mode == "no sums" else sums, None if direct or mode == "no sums" else partials.tensor)  # fmt: skip
     partials.check()
-    torch.testing.assert_close(sums.check(), expected_sums, rtol=1e-5, atol=2e-6 * rows * columns / units)
+    table.check()
+    unit_dim = 1 if variant < 2 else -1
+    expected, expected_sums = epsilon_reference(before, output.tensor, eps, activation, unit_dim, group)
+    if mode == "sums":
+        assert torch.equal(carry.check(), before)
+    else:
+        close(scaled.check(), expected, dtype)
+    if mode == "stabilized":
+        expected_sums.zero_()
+        in_place_reference(before, output.tensor, expected_sums, eps, activation, unit_dim, group, True)
+    if mode == "no sums":
+        expected_sums.zero_()
+    if not functional:
+        expected_sums += start
+        rest[:, :, 2:-3] = sums.transpose(0, 1)
+        assert torch.equal(table.tensor, rest), "written beside the slice of the table"
+    torch.testing.assert_close(sums, expected_sums, rtol=1e-5, atol=2e-6 * rows * columns / units)
 
 
-def layer_norm(
-    library, order, rows, columns, dtype, *, vector=False, block_per_row=False, weighted=True, residual=True
-):
+def layer_norm(library, order, rows, columns, dtype, *, vector=False, block_per_row=False, weighted=True, residual=True,
+               join=False, in_place=False):  # fmt: skip
     eps = 1e-2
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    carry, output, rest = (Guarded(normal((rows, columns), dtype, seed)) for seed in range(3))
+    carry, output, rest, total = (Guarded(normal((rows, columns), dtype, seed)) for seed in range(4))
     rstd, weight = Guarded(normal((rows, 1), compute, 3).abs() + 0.5), Guarded(normal((columns,), compute, 4))
-    result = empty((rows, columns), dtype)
-    call(
-        library, "layer_norm", order, TYPES[dtype], int(vector), int(block_per_row), carry.tensor, output.tensor,
-        rstd.tensor, weight.tensor if weighted else None, rest.tensor if residual else None, result.tensor, rows,
-        columns, eps,
-    )  # fmt: skip
-    arguments = (rstd.tensor, weight.tensor if weighted else None, rest.tensor if residual else None, eps)
-    close(result.check(), layer_norm_reference(carry.tensor, output.tensor, *arguments), dtype)
+    result = rest if in_place else empty((rows, columns), dtype)
+    weight, residual, join = (t.tensor if wanted else None for t, wanted in ((weight, weighted), (rest, residual),
+                                                                            (total, join)))  # fmt: skip
+    expected = layer_norm_reference(carry.tensor, output.tensor, rstd.tensor, weight, residual, eps, join)
+    call(library, "layer_norm", order, TYPES[dtype], int(vector), int(block_per_row), carry.tensor, output.tensor,
+         rstd.tensor, weight, residual, join, result.tensor, rows, columns, eps)  # fmt: skip
+    close(result.check(), expected, dtype)
 
 
 def accumulate(library, order, samples, units, dtype, *, labels=None, classes=0, rows=1):

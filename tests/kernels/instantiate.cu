@@ -7,25 +7,28 @@
 
 namespace pxp::cuda {
 
-#define POSITIONS(T, V, R) \
-  template __global__ void epsilon_positions<T, V, R>(const T*, const T*, T*, Compute<T>*, const EpsilonShape);
-#define UNITS(T, V) \
-  template __global__ void epsilon_units<T, V>(const T*, const T*, T*, Compute<T>*, const EpsilonShape, int, int64_t);
+#define POSITIONS(T, V, R)                                                                                   \
+  template __global__ void epsilon_positions<T, V, R>(const T*, const T*, T*, const EpsilonSums<Compute<T>>, \
+                                                      const EpsilonShape);
+#define UNITS(T, V)                                                                                    \
+  template __global__ void epsilon_units<T, V>(const T*, const T*, T*, const EpsilonSums<Compute<T>>,  \
+                                               const EpsilonShape, int, int64_t);                      \
+  template __global__ void epsilon_groups<T, V>(const T*, const T*, T*, const EpsilonSums<Compute<T>>, \
+                                                const EpsilonShape, int);
 #define NORM(T, V, R)                                                                                         \
   template __global__ void layer_norm_rows<T, V, R>(const T*, const T*, const Compute<T>*, const Compute<T>*, \
-                                                    const T*, T*, int64_t, int64_t, double);
-#define ALL(T)                                                                                         \
-  POSITIONS(T, 1, kWarp)                                                                               \
-  POSITIONS(T, 1, kThreads)                                                                            \
-  POSITIONS(T, kVector<T>, kWarp)                                                                      \
-  POSITIONS(T, kVector<T>, kThreads)                                                                   \
-  UNITS(T, 1)                                                                                          \
-  UNITS(T, kVector<T>)                                                                                 \
-  NORM(T, 1, kWarp)                                                                                    \
-  NORM(T, 1, kThreads)                                                                                 \
-  NORM(T, kVector<T>, kWarp)                                                                           \
-  NORM(T, kVector<T>, kThreads)                                                                        \
-  template __global__ void epsilon_groups<T>(const T*, const T*, T*, Compute<T>*, const EpsilonShape); \
+                                                    const T*, const T*, T*, int64_t, int64_t, double);
+#define ALL(T)                       \
+  POSITIONS(T, 1, kWarp)             \
+  POSITIONS(T, 1, kThreads)          \
+  POSITIONS(T, kVector<T>, kWarp)    \
+  POSITIONS(T, kVector<T>, kThreads) \
+  UNITS(T, 1)                        \
+  UNITS(T, kVector<T>)               \
+  NORM(T, 1, kWarp)                  \
+  NORM(T, 1, kThreads)               \
+  NORM(T, kVector<T>, kWarp)         \
+  NORM(T, kVector<T>, kThreads)      \
   template __global__ void radix_select<T>(const T*, bool*, int64_t, int64_t, bool);
 
 ALL(double)
@@ -34,7 +37,7 @@ ALL(__half)
 ALL(__nv_bfloat16)
 
 #define COMPUTE(C)                                                                                   \
-  template __global__ void epsilon_combine<C>(const C*, C*, int64_t, int64_t, int64_t);              \
+  template __global__ void epsilon_combine<C>(const C*, const EpsilonSums<C>, int64_t, int64_t, int64_t); \
   template __global__ void accumulate_units<C>(double*, const C*, const int64_t*, int64_t, int64_t); \
   template __global__ void accumulate_classes<C>(double*, const C*, const int64_t*, int64_t, int64_t, int64_t);
 COMPUTE(double)

@@ -20,11 +20,31 @@ def epsilon_blocks(library, order):
 
 
 def epsilon_groups(library, order):
-    cases.epsilon(library, order, GROUPS, (2, 18, 12), F32, group=4)
+    cases.epsilon(library, order, GROUPS, (2, 18, 24), F32, group=8, width=4)
+
+
+def epsilon_groups_in_place(library, order):
+    cases.epsilon(library, order, GROUPS, (2, 18, 24), F32, group=8, width=2, vector=True, mode="stabilized")
+
+
+def epsilon_units_in_place(library, order):
+    cases.epsilon(library, order, UNITS, (2, 37, 40), F32, vector=True, width=2, mode="in place")
+
+
+def epsilon_one_block(library, order):
+    cases.epsilon(library, order, UNITS, (2, 11, 40), F32, width=2, mode="in place")
+
+
+def epsilon_sums_alone(library, order):
+    cases.epsilon(library, order, BLOCK_ROWS, (2, 3, 777), F32, mode="sums")
 
 
 def layer_norm_blocks(library, order):
     cases.layer_norm(library, order, 3, 531, F32, block_per_row=True)
+
+
+def layer_norm_join(library, order):
+    cases.layer_norm(library, order, 4, 40, F32, join=True)
 
 
 def select_many(library, order):
@@ -46,11 +66,25 @@ def accumulate_classes(library, order):
 # Stem, file, what stands there, what the mutant has instead, and the case that must fail.
 MUTANTS = {
     "no barrier before the partial sums are read": (
-        "epsilon", "kernels/epsilon.cuh", "  __syncthreads();\n\n  C* out", "\n  C* out", epsilon_units),
+        "epsilon", "kernels/epsilon.cuh", "  __syncthreads();\n\n  for (int i", "\n  for (int i", epsilon_units),
     "a sum that forgets one row slot": (
         "epsilon", "kernels/epsilon.cuh", "s < slots", "s < slots - 1", epsilon_units),
     "blocks of rows that overlap": (
-        "epsilon", "kernels/epsilon.cuh", "row < last; ++row", "row <= last; ++row", epsilon_groups),
+        "epsilon", "kernels/epsilon.cuh", "row + slot < last", "row + slot <= last", epsilon_groups),
+    "a group whose last lanes are not summed": (
+        "epsilon", "kernels/epsilon.cuh", "warp_sum(value, 1, lanes)", "warp_sum(value, 1, lanes / 2)", epsilon_groups),
+    "rows of a warp that are not added up": (
+        "epsilon", "kernels/epsilon.cuh", "  magnitude = warp_sum(magnitude, lanes);\n", "", epsilon_groups_in_place),
+    "sums before the stabilizer for those behind it": (
+        "epsilon", "kernels/epsilon.cuh", "if (shape.stabilized)", "if (false)", epsilon_groups_in_place),
+    "a table written instead of added to": (
+        "epsilon", "kernels/epsilon.cuh", "add ? *to + value : value", "value", epsilon_units_in_place),
+    "a table whose samples lie one after the other": (
+        "epsilon", "kernels/epsilon.cuh", "at + index * item + kind * which", "at + kind * which + index * which",
+        epsilon_one_block),
+    "a carry written where only sums are wanted": (
+        "epsilon", "kernels/epsilon.cuh", "  if (shape.writes) store",
+        "  if (!shape.writes) scaled = output;\n  store", epsilon_sums_alone),
     "no barrier before the sum over warps": (
         "epsilon", "reduce.cuh", "double(value);\n    __syncthreads();", "double(value);", epsilon_blocks),
     "no barrier after the sum over warps": (
@@ -59,6 +93,11 @@ MUTANTS = {
         "layer_norm", "reduce.cuh", "distance /= 2", "distance /= 4", layer_norm_blocks),
     "a mean over one column too few": (
         "layer_norm", "kernels/layer_norm.cuh", "/ C(columns)", "/ C(columns - 1)", layer_norm_blocks),
+    "a sum's stabilizer taken from the layer's output": (
+        "layer_norm", "kernels/layer_norm.cuh", "load<T, V>(join + i)", "load<T, V>(output + i)", layer_norm_join),
+    "the next row's sum": (
+        "layer_norm", "kernels/layer_norm.cuh", "join += row * columns", "join += (row ^ 1) * columns",
+        layer_norm_join),
     "counts cleared while they are read": (
         "select", "kernels/select.cuh", "    __syncthreads();\n    prefix = shared_prefix;",
         "    prefix = shared_prefix;", select_many),

@@ -33,11 +33,31 @@ def test_epsilon_units(simulated, order, dtype, vector):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_epsilon_groups(simulated, order, dtype):
+@pytest.mark.parametrize("vector", [False, True])
+def test_epsilon_groups(simulated, order, dtype, vector):
     library = simulated("epsilon")
-    cases.epsilon(library, order, GROUPS, (2, 18, 12), dtype, group=4)
-    cases.epsilon(library, order, GROUPS, (1, 5, 128), dtype, group=64)
-    cases.epsilon(library, order, GROUPS, (1, 2, 99), dtype, group=33)
+    # More rows than a warp takes at a time, rests of them, and groups that are wider than the lanes of a row.
+    cases.epsilon(library, order, GROUPS, (2, 18, 24), dtype, group=8, vector=vector, width=4)
+    cases.epsilon(library, order, GROUPS, (1, 5, 128), dtype, group=64, vector=vector, width=8)
+    cases.epsilon(library, order, GROUPS, (1, 3, 560), dtype, group=280, vector=vector, width=32)
+    if not vector:
+        cases.epsilon(library, order, GROUPS, (1, 2, 99), dtype, group=33, width=32)
+        cases.epsilon(library, order, GROUPS, (1, 35, 6), dtype, group=2, width=1)
+
+
+@pytest.mark.parametrize("mode", ["in place", "stabilized", "no sums", "sums"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("vector", [False, True])
+def test_epsilon_modes(simulated, order, dtype, vector, mode):
+    library = simulated("epsilon")
+    options = {"vector": vector, "mode": mode, "activation": "gelu"}
+    cases.epsilon(library, order, WARP_ROWS, (2, 5, 48), dtype, **options)
+    cases.epsilon(library, order, BLOCK_ROWS, (2, 2, 777 if not vector else 2056), dtype, **options)
+    cases.epsilon(library, order, UNITS, (2, 37, 40), dtype, width=2, **options)  # partial sums
+    cases.epsilon(library, order, UNITS, (2, 11, 40), dtype, width=2, **options)  # one block: added at once
+    if mode != "no sums":
+        cases.epsilon(library, order, GROUPS, (2, 18, 24), dtype, group=8, width=4, **options)
+        cases.epsilon(library, order, GROUPS, (2, 3, 24), dtype, group=8, width=4, **options)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -49,7 +69,10 @@ def test_epsilon_activations(simulated, activation, dtype):
 @pytest.mark.parametrize("variant", range(4))
 def test_epsilon_expanded_carry(simulated, variant):
     group = 4 if variant == GROUPS else 1
-    cases.epsilon(simulated("epsilon"), "skew", variant, (2, 20, 24), torch.float32, group=group, shared_carry=True)
+    for mode in ("epsilon", "sums"):
+        cases.epsilon(
+            simulated("epsilon"), "skew", variant, (2, 20, 24), torch.float32, group=group, shared_carry=True, mode=mode
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -62,8 +85,18 @@ def test_layer_norm(simulated, order, dtype, vector):
 
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("residual", [True, False])
-def test_layer_norm_without(simulated, weighted, residual):
-    cases.layer_norm(simulated("layer_norm"), "random", 4, 40, torch.float32, weighted=weighted, residual=residual)
+@pytest.mark.parametrize("join", [True, False])
+def test_layer_norm_without(simulated, weighted, residual, join):
+    options = {"weighted": weighted, "residual": residual, "join": join}
+    cases.layer_norm(simulated("layer_norm"), "random", 4, 40, torch.float32, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("vector", [False, True])
+def test_layer_norm_over_the_residual(simulated, order, dtype, vector):
+    options = {"vector": vector, "join": True, "in_place": True}
+    cases.layer_norm(simulated("layer_norm"), order, 11, 48, dtype, **options)
+    cases.layer_norm(simulated("layer_norm"), order, 3, 1032, dtype, block_per_row=True, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -7,27 +7,34 @@ import torch
 from torch.library import opcheck
 
 from pxp_fast.errors import PxpError
-from pxp_fast.ops import layer_norm
+from pxp_fast.ops import layer_norm, layer_norm_
 from pxp_fast.ops.layer_norm import reference
 
 OPERATOR = torch.ops.pxp_fast.layer_norm.default
+IN_PLACE = torch.ops.pxp_fast.layer_norm_.default
 
 
-def by_definition(carry, output, rstd, weight, residual, eps):
+def factor(value, eps):
+    return value / (value + math.copysign(eps, value)) if value else 0.0
+
+
+def by_definition(carry, output, rstd, weight, residual, eps, join=None):
     width = carry.shape[-1]
     rows = [t.double().cpu().reshape(-1, width).tolist() for t in (carry, output)]
     deviations = rstd.double().cpu().flatten().tolist()
     scales = [1.0] * width if weight is None else weight.double().cpu().tolist()
     result = []
     for c, y, deviation in zip(*rows, deviations, strict=True):
-        t = [
-            c[i] * (y[i] / (y[i] + math.copysign(eps, y[i])) if y[i] else 0.0) * scales[i] * deviation
-            for i in range(width)
-        ]
+        t = [c[i] * factor(y[i], eps) * scales[i] * deviation for i in range(width)]
         mean = math.fsum(t) / width
         result.append([value - mean for value in t])
     result = torch.tensor(result, dtype=torch.float64).reshape(carry.shape)
-    return result if residual is None else result + residual.double().cpu()
+    if residual is not None:
+        result = result + residual.double().cpu()
+    if join is not None:
+        factors = torch.tensor([factor(x, eps) for x in join.flatten().tolist()], dtype=torch.float64)
+        result = result * factors.reshape(carry.shape)
+    return result
 
 
 def inputs(shape, dtype, device, weighted=True, residual=True):
@@ -41,14 +48,27 @@ def inputs(shape, dtype, device, weighted=True, residual=True):
     return carry, output, rstd, weight, rest if residual else None
 
 
+def join_of(carry):
+    """A residual sum, with zeros of both signs in it."""
+    join = torch.randn(carry.shape, generator=torch.Generator().manual_seed(9)).to(carry)
+    join.view(-1)[::7], join.view(-1)[3::7] = 0.0, -0.0
+    return join
+
+
 def check(carry, output, rstd, weight, residual, eps=1e-2):
-    result = layer_norm(carry, output, rstd, weight, residual, eps=eps)
     unit = torch.finfo(carry.dtype).eps
     bound = 32 * unit if unit < 1e-10 else max(unit, 32 * torch.finfo(torch.float32).eps)
-    torch.testing.assert_close(
-        result.cpu().double(), by_definition(carry, output, rstd, weight, residual, eps), rtol=bound, atol=bound
-    )
-    assert result.dtype == carry.dtype and result.is_contiguous()
+    for join in (None, join_of(carry), join_of(carry.mT).mT if carry.dim() > 1 else None):
+        result = layer_norm(carry, output, rstd, weight, residual, join, eps=eps)
+        expected = by_definition(carry, output, rstd, weight, residual, eps, join)
+        torch.testing.assert_close(result.cpu().double(), expected, rtol=bound, atol=bound)
+        assert result.dtype == carry.dtype and result.is_contiguous()
+        if residual is None:
+            continue
+        before = residual.clone()
+        assert layer_norm_(carry, output, rstd, weight, residual, join, eps=eps) is residual
+        assert torch.equal(residual, result)
+        residual.copy_(before)
 
 
 @pytest.mark.parametrize("weighted", [True, False])
@@ -93,12 +113,22 @@ def test_nan_stays_in_its_row(device):
     assert result[2].isnan().all() and result[[0, 1, 3]].isfinite().all()
 
 
+def test_around_a_sliced_residual_nothing_changes(dtype, device):
+    carry, output, rstd, weight, residual = inputs((4, 6, 8), dtype, device)
+    expected = residual.clone()
+    inside = (slice(1, 3), slice(None, None, 2))
+    part = (carry[inside], output[inside], rstd[inside], weight)
+    expected[inside] = layer_norm(*part, residual[inside], carry[inside])
+    layer_norm_(*part, residual[inside], carry[inside])
+    assert torch.equal(residual, expected)
+
+
 def test_threads_do_not_change_a_bit(threads):
     tensors = inputs((300, 190), torch.float32, "cpu")
     results = []
     for count in (1, 2, 3):
         threads(count)
-        results.append(layer_norm(*tensors))
+        results.append(layer_norm(*tensors, join_of(tensors[0])))
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
@@ -106,12 +136,19 @@ def test_equals_the_reference(dtype):
     tensors = inputs((50, 190), dtype, "cpu")
     unit = torch.finfo(dtype).eps
     bound = 1e-14 if unit < 1e-10 else max(unit, 2e-6)
-    torch.testing.assert_close(layer_norm(*tensors), reference(*tensors, 1e-6), rtol=bound, atol=bound)
+    for join in (None, join_of(tensors[0])):
+        expected = reference(*tensors, 1e-6, join)
+        torch.testing.assert_close(layer_norm(*tensors, join), expected, rtol=bound, atol=bound)
 
 
 @pytest.mark.parametrize("weighted", [True, False])
 def test_opcheck(weighted, dtype, device):
-    opcheck(OPERATOR, (*inputs((2, 3, 8), dtype, device, weighted, not weighted), 1e-3))
+    tensors = inputs((2, 3, 8), dtype, device, weighted, not weighted)
+    opcheck(OPERATOR, (*tensors, 1e-3))
+    opcheck(OPERATOR, (*tensors, 1e-3, join_of(tensors[0])))
+    tensors = inputs((2, 3, 8), dtype, device, weighted)
+    opcheck(IN_PLACE, (*tensors, 1e-3))
+    opcheck(IN_PLACE, (*tensors, 1e-3, join_of(tensors[0])))
 
 
 def test_opcheck_strides(device):
@@ -128,6 +165,7 @@ def test_opcheck_strides(device):
         ({"rstd": torch.zeros(2, 1).half()}, "rstd"),
         ({"weight": torch.zeros(4)}, "weight"),
         ({"residual": torch.zeros(2, 3).double()}, "residual"),
+        ({"join": torch.zeros(3)}, "join"),
         ({"eps": -1.0}, "not negative"),
     ],
 )
@@ -135,3 +173,9 @@ def test_wrong_arguments(change, message):
     arguments = {"carry": torch.zeros(2, 3), "output": torch.zeros(2, 3), "rstd": torch.zeros(2, 1)} | change
     with pytest.raises(PxpError, match=message):
         layer_norm(**arguments)
+
+
+def test_a_residual_that_overlaps_itself():
+    z, rstd = torch.zeros(2, 3), torch.zeros(2, 1)
+    with pytest.raises(PxpError, match="layer_norm_: residual .* expanded"):
+        layer_norm_(z, z, rstd, None, torch.zeros(1, 3).expand(2, 3))
