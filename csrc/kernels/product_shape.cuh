@@ -58,16 +58,11 @@ __host__ __device__ inline ClassAxis class_axis(const ProductShape& shape, int a
 
 __host__ __device__ inline int class_count(const ProductShape& shape) { return shape.stride[0] * shape.stride[1]; }
 
-// Fills in what follows from the rest, for tiles of `rows` by `columns`. False where heads fit no tile: they must be
-// whole in a tile, and start where 16 bytes do if `vector` elements are to be loaded at once.
+// Fills in what follows from the rest, for tiles of `rows` by `columns`. Whether the tiles can sum heads: these must be
+// whole in a tile, and consist of whole packs of `vector` channels.
 inline bool plan_tiles(ProductShape& shape, int rows, int columns, int vector) {
-  shape.column_step = columns;
-  if (shape.head > 1) {
-    int whole = shape.head;
-    while (whole % vector) whole += shape.head;
-    if (whole > columns) return false;
-    shape.column_step = columns / whole * whole;
-  }
+  const bool whole_heads = shape.head == 1 || (shape.head <= columns && shape.head % vector == 0);
+  shape.column_step = whole_heads ? columns / shape.head * shape.head : columns;
   shape.column_tiles = (shape.channels + shape.column_step - 1) / shape.column_step;
   shape.units = int64_t(shape.groups) * shape.channels / shape.head;
   int64_t most = 1, fewest = 1;  // positions of a sample in the largest and in the smallest class
@@ -78,7 +73,7 @@ inline bool plan_tiles(ProductShape& shape, int rows, int columns, int vector) {
   shape.tiles = (shape.samples * most + rows - 1) / rows;
   shape.segments = int((rows - 2 + fewest) / fewest) + 1;
   if (shape.segments > shape.samples) shape.segments = int(shape.samples);
-  return true;
+  return whole_heads;
 }
 
 // A block's share: rows [first, last) of a class, counted [sample][row][column], and `columns` channels from `channel`

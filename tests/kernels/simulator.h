@@ -9,7 +9,10 @@
 
 #include <dlfcn.h>
 #include <link.h>
+#if !defined(__x86_64__) || defined(__SANITIZE_ADDRESS__)
+#define SIMULATOR_UCONTEXT  // elsewhere, and where the sanitizer must know of a change of stacks
 #include <ucontext.h>
+#endif
 
 #include <algorithm>
 #include <cmath>
@@ -39,13 +42,57 @@ struct dim3 {
 namespace simulator {
 
 enum class Order : int { forward, reverse, random, skew };  // skew: one warp runs as far ahead of the others as it can
+// When an asynchronous copy lands: at once, which shows what is overwritten too early, or when a wait leaves it no
+// choice, which shows what is read too early.
+enum class Copies : int { eager, lazy };
 
 constexpr unsigned kWarpSize = 32;
 constexpr size_t kStackBytes = 256 << 10;
+constexpr size_t kExchangeBytes = 64, kGuardBytes = 256;
+
+#ifdef SIMULATOR_UCONTEXT
+using Context = ucontext_t;
+inline void start(Context& context, char* stack, void (*entry)()) {
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack;
+  context.uc_stack.ss_size = kStackBytes;
+  context.uc_link = nullptr;
+  makecontext(&context, entry, 0);
+}
+inline void change(Context& from, Context& to) { swapcontext(&from, &to); }
+#else
+// The registers that a call preserves lie on the stack; swapcontext would also ask the system for the signal mask, and
+// threads of tensor-core kernels change hundreds of thousands of times.
+using Context = void*;
+__attribute__((naked, noinline, used)) inline void change(Context& /*from*/, Context& /*to*/) {
+  asm("pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
+      "movq %rsp, (%rdi)\n movq (%rsi), %rsp\n"
+      "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rbx\n popq %rbp\n ret\n");
+}
+inline void start(Context& context, char* stack, void (*entry)()) {
+  auto* top = reinterpret_cast<void**>(reinterpret_cast<uintptr_t>(stack + kStackBytes) & ~uintptr_t(15));
+  *--top = nullptr;  // where a return address would be: nobody returns from `entry`
+  *--top = reinterpret_cast<void*>(entry);
+  for (int i = 0; i < 6; ++i) *--top = nullptr;
+  context = top;
+}
+#endif
+
+struct AsyncCopy {
+  void* to;
+  const void* from;
+  size_t bytes;
+  bool source;  // zeros where there is none
+  unsigned group;
+
+  void land() const { source ? std::memcpy(to, from, bytes) : std::memset(to, 0, bytes); }
+};
 
 struct Fiber {
-  ucontext_t context;
+  Context context;
   std::unique_ptr<char[]> stack;
+  std::vector<AsyncCopy> copies;
+  unsigned copy_group = 0;
   dim3 thread;
   unsigned index = 0;
   bool done = false;
@@ -59,7 +106,7 @@ struct Fiber {
 struct Exchange {
   unsigned arrived = 0, generation = 0;
   int line = 0;
-  alignas(16) unsigned char values[2][kWarpSize][16];
+  alignas(16) unsigned char values[2][kWarpSize][kExchangeBytes];
 };
 
 struct State {
@@ -67,17 +114,20 @@ struct State {
   std::vector<Fiber> fibers;
   std::vector<Exchange> exchanges;
   Fiber* current = nullptr;
-  ucontext_t scheduler;
+  Context scheduler;
   std::function<void()> body;
   unsigned live = 0, at_barrier = 0, barrier_generation = 0;
   int barrier_line = 0;
   std::string error;
+  std::vector<unsigned char> dynamic_memory;
+  size_t dynamic_bytes = 0;
   Order order = Order::forward;
+  Copies copies = Copies::eager;
   unsigned seed = 0;
 };
 inline State state;
 
-inline void yield() { swapcontext(&state.current->context, &state.scheduler); }
+inline void yield() { change(state.current->context, state.scheduler); }
 
 [[noreturn]] inline void fail(const std::string& message) {
   const dim3 b = state.block_index, t = state.current->thread;
@@ -111,11 +161,13 @@ inline void barrier(int line) {
   wait_for(state.barrier_generation, seen, line);
 }
 
+inline unsigned current_lane() { return state.current->index % kWarpSize; }
+
+// Every lane passes a value on; all values, by lane.
 template <class T>
-T shuffle_xor(unsigned mask, T value, unsigned distance, int line) {
-  static_assert(sizeof(T) <= 16, "a lane passes at most 16 bytes");
-  if (mask != 0xffffffffu) fail("only exchanges of whole warps are simulated");
-  const unsigned lane = state.current->index % kWarpSize;
+const unsigned char (*exchange_values(const T& value, int line))[kExchangeBytes] {
+  static_assert(sizeof(T) <= kExchangeBytes, "a lane passes too much");
+  const unsigned lane = current_lane();
   Exchange& exchange = state.exchanges[state.current->index / kWarpSize];
   if (exchange.arrived == 0) exchange.line = line;
   if (exchange.line != line) fail("lanes meet in different exchanges");
@@ -126,8 +178,74 @@ T shuffle_xor(unsigned mask, T value, unsigned distance, int line) {
     ++exchange.generation;
   }
   wait_for(exchange.generation, seen, line);
-  std::memcpy(&value, exchange.values[seen % 2][lane ^ distance], sizeof value);
+  return exchange.values[seen % 2];
+}
+
+template <class T>
+T shuffle_xor(unsigned mask, T value, unsigned distance, int line) {
+  if (mask != 0xffffffffu) fail("only exchanges of whole warps are simulated");
+  const auto* values = exchange_values(value, line);
+  std::memcpy(&value, values[current_lane() ^ distance], sizeof value);
   return value;
+}
+
+inline void copy_async(void* to, const void* from, size_t bytes, bool source) {
+  if (reinterpret_cast<uintptr_t>(to) % bytes || (source && reinterpret_cast<uintptr_t>(from) % bytes)) {
+    fail("an asynchronous copy of " + std::to_string(bytes) + " bytes between addresses that are no multiples of it");
+  }
+  Fiber& self = *state.current;
+  const AsyncCopy copy{to, from, bytes, source, self.copy_group};
+  state.copies == Copies::eager ? copy.land() : self.copies.push_back(copy);
+}
+inline void copy_async_commit() { ++state.current->copy_group; }
+// Lets all copies land but those of the last `pending` groups.
+inline void copy_async_wait(unsigned pending) {
+  Fiber& self = *state.current;
+  const auto due = std::stable_partition(self.copies.begin(), self.copies.end(), [&](const AsyncCopy& copy) {
+    return copy.group + pending < self.copy_group;
+  });
+  std::for_each(self.copies.begin(), due, [](const AsyncCopy& copy) { copy.land(); });
+  self.copies.erase(self.copies.begin(), due);
+}
+
+// ldmatrix .x4 and mma.sync, as the PTX manual places rows and columns in the lanes' registers.
+inline void load_matrices(uint32_t (&to)[4], const void* row, bool transposed) {
+  const auto* rows = exchange_values(row, -1 - transposed);
+  const unsigned lane = current_lane();
+  for (unsigned matrix = 0; matrix < 4; ++matrix) {
+    uint16_t pair[2];
+    for (unsigned k = 0; k < 2; ++k) {
+      const unsigned other = lane % 4 * 2 + k, line = transposed ? other : lane / 4;
+      const uint16_t* start;
+      std::memcpy(&start, rows[matrix * 8 + line], sizeof start);
+      if (reinterpret_cast<uintptr_t>(start) % 16) fail("a matrix's row starts at no multiple of 16 bytes");
+      pair[k] = start[transposed ? lane / 4 : other];
+    }
+    std::memcpy(&to[matrix], pair, sizeof pair);
+  }
+}
+
+template <class T, class Value>
+void multiply(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const Value& value) {
+  constexpr unsigned kPerRegister = 4 / sizeof(T), kHalf = 4 * kPerRegister;
+  const uint32_t both[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  const auto* registers = exchange_values(both, -3);
+  const auto element = [&](unsigned lane, unsigned at, unsigned k) {
+    T result;
+    std::memcpy(&result, registers[lane * 4 + k % kHalf / kPerRegister] + at * 4 + k % kPerRegister * sizeof(T),
+                sizeof result);
+    return value(result);
+  };
+  const unsigned lane = current_lane();
+  for (unsigned i = 0; i < 4; ++i) {
+    const unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    float total = 0;
+    for (unsigned k = 0; k < 2 * kHalf; ++k) {
+      const unsigned high = k >= kHalf;
+      total += element(row % 8, (row >= 8) + 2 * high, k) * element(column, 4 + high, k);
+    }
+    sum[i] += total;
+  }
 }
 
 inline void fiber_main() {
@@ -159,19 +277,23 @@ inline void poison_shared_memory() {
       nullptr);
 }
 
+inline unsigned char* dynamic_shared_memory() {
+  const auto address = reinterpret_cast<uintptr_t>(state.dynamic_memory.data());
+  return state.dynamic_memory.data() + (1024 - address % 1024);
+}
+
 inline void start_block() {
   poison_shared_memory();
+  std::fill(state.dynamic_memory.begin(), state.dynamic_memory.end(), 0xff);
   state.exchanges.assign((state.fibers.size() + kWarpSize - 1) / kWarpSize, Exchange{});
   state.live = unsigned(state.fibers.size());
   state.at_barrier = 0;
   for (unsigned i = 0; i < state.fibers.size(); ++i) {
     Fiber& fiber = state.fibers[i];
     if (!fiber.stack) fiber.stack.reset(new char[kStackBytes]);
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, fiber_main, 0);
+    start(fiber.context, fiber.stack.get(), fiber_main);
+    fiber.copies.clear();
+    fiber.copy_group = 0;
     fiber.index = i;
     fiber.thread = {i % state.block.x, i / state.block.x, 0};
     fiber.done = false;
@@ -202,7 +324,7 @@ inline void run_block(std::mt19937& random) {
       progress = true;
       if (state.order == Order::skew) warp = i / kWarpSize;
       state.current = &fiber;
-      swapcontext(&state.scheduler, &fiber.context);
+      change(state.scheduler, fiber.context);
       if (!state.error.empty()) throw std::runtime_error(state.error);
     }
     if (!progress) {
@@ -211,16 +333,22 @@ inline void run_block(std::mt19937& random) {
                                std::to_string(stuck->line));
     }
   }
+  const unsigned char* end = dynamic_shared_memory() + state.dynamic_bytes;
+  if (std::any_of(end, end + kGuardBytes, [](unsigned char byte) { return byte != 0xff; })) {
+    throw std::runtime_error("written past the dynamic shared memory");
+  }
 }
 
-// kernel<<<grid, threads>>>(arguments...)
+// kernel<<<grid, threads, bytes>>>(arguments...)
 template <class Kernel, class... Arguments>
-void launch(Kernel kernel, dim3 grid, unsigned threads, Arguments... arguments) {
+void launch_with_memory(Kernel kernel, dim3 grid, unsigned threads, size_t bytes, Arguments... arguments) {
   if (!grid.x || !grid.y || grid.y > 65535 || !threads || threads > 1024) throw std::runtime_error("invalid launch");
   state.grid = grid;
   state.block = {threads, 1, 1};
   state.fibers.resize(threads);
   state.error.clear();
+  state.dynamic_bytes = bytes;
+  state.dynamic_memory.resize(bytes + 1024 + kGuardBytes);
   state.body = [=] { kernel(arguments...); };
   std::mt19937 random(state.seed);
   for (unsigned y = 0; y < grid.y; ++y) {
@@ -229,6 +357,12 @@ void launch(Kernel kernel, dim3 grid, unsigned threads, Arguments... arguments) 
       run_block(random);
     }
   }
+}
+
+// kernel<<<grid, threads>>>(arguments...)
+template <class Kernel, class... Arguments>
+void launch(Kernel kernel, dim3 grid, unsigned threads, Arguments... arguments) {
+  launch_with_memory(kernel, grid, threads, 0, arguments...);
 }
 
 inline uint32_t float_bits(float x) {
