@@ -112,7 +112,7 @@ template <class Loop, class T, class C>
 __device__ __forceinline__ void finish_tile(const T* output, const T* carry, T* result, C* partials, C* relevance,
                                             C* values, const ProductRows<Loop::kRows>& rows, const ProductTile& tile,
                                             const ProductShape& shape) {
-  constexpr int V = Loop::kPack, kChunks = Loop::kColumns / V, kBatch = 4;
+  constexpr int V = Loop::kPack, kChunks = Loop::kColumns / V, kBatch = 2;
   static_assert(Loop::kRows * kChunks % (kBatch * Loop::kThreadCount) == 0, "every thread has whole batches");
   const int64_t step = V > 1 ? 1 : shape.output.channel;
   const int64_t channel = int64_t(tile.group) * shape.channels + tile.channel;

@@ -4,6 +4,10 @@
 
 #include "device.cuh"
 
+#ifndef __CUDACC__
+#include "simulated_tensor_core.h"
+#endif
+
 namespace pxp::cuda {
 
 #ifdef __CUDACC__

@@ -9,10 +9,6 @@
 
 #include <dlfcn.h>
 #include <link.h>
-#if !defined(__x86_64__) || defined(__SANITIZE_ADDRESS__)
-#define SIMULATOR_UCONTEXT  // elsewhere, and where the sanitizer must know of a change of stacks
-#include <ucontext.h>
-#endif
 
 #include <algorithm>
 #include <cmath>
@@ -26,6 +22,9 @@
 #include <string>
 #include <type_traits>
 #include <vector>
+
+#include "fibers.h"
+#include "narrow_types.h"
 
 #define __global__
 #define __device__
@@ -47,36 +46,8 @@ enum class Order : int { forward, reverse, random, skew };  // skew: one warp ru
 enum class Copies : int { eager, lazy };
 
 constexpr unsigned kWarpSize = 32;
-constexpr size_t kStackBytes = 256 << 10;
-constexpr size_t kExchangeBytes = 64, kGuardBytes = 256;
-
-#ifdef SIMULATOR_UCONTEXT
-using Context = ucontext_t;
-inline void start(Context& context, char* stack, void (*entry)()) {
-  getcontext(&context);
-  context.uc_stack.ss_sp = stack;
-  context.uc_stack.ss_size = kStackBytes;
-  context.uc_link = nullptr;
-  makecontext(&context, entry, 0);
-}
-inline void change(Context& from, Context& to) { swapcontext(&from, &to); }
-#else
-// The registers that a call preserves lie on the stack; swapcontext would also ask the system for the signal mask, and
-// threads of tensor-core kernels change hundreds of thousands of times.
-using Context = void*;
-__attribute__((naked, noinline, used)) inline void change(Context& /*from*/, Context& /*to*/) {
-  asm("pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
-      "movq %rsp, (%rdi)\n movq (%rsi), %rsp\n"
-      "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rbx\n popq %rbp\n ret\n");
-}
-inline void start(Context& context, char* stack, void (*entry)()) {
-  auto* top = reinterpret_cast<void**>(reinterpret_cast<uintptr_t>(stack + kStackBytes) & ~uintptr_t(15));
-  *--top = nullptr;  // where a return address would be: nobody returns from `entry`
-  *--top = reinterpret_cast<void*>(entry);
-  for (int i = 0; i < 6; ++i) *--top = nullptr;
-  context = top;
-}
-#endif
+constexpr size_t kGuardBytes = 256;
+using LaneBytes = unsigned char[64];
 
 struct AsyncCopy {
   void* to;
@@ -106,7 +77,7 @@ struct Fiber {
 struct Exchange {
   unsigned arrived = 0, generation = 0;
   int line = 0;
-  alignas(16) unsigned char values[2][kWarpSize][kExchangeBytes];
+  alignas(16) LaneBytes values[2][kWarpSize];
 };
 
 struct State {
@@ -165,8 +136,8 @@ inline unsigned current_lane() { return state.current->index % kWarpSize; }
 
 // Every lane passes a value on; all values, by lane.
 template <class T>
-const unsigned char (*exchange_values(const T& value, int line))[kExchangeBytes] {
-  static_assert(sizeof(T) <= kExchangeBytes, "a lane passes too much");
+const LaneBytes* exchange_values(const T& value, int line) {
+  static_assert(sizeof(T) <= sizeof(LaneBytes), "a lane passes too much");
   const unsigned lane = current_lane();
   Exchange& exchange = state.exchanges[state.current->index / kWarpSize];
   if (exchange.arrived == 0) exchange.line = line;
@@ -187,65 +158,6 @@ T shuffle_xor(unsigned mask, T value, unsigned distance, int line) {
   const auto* values = exchange_values(value, line);
   std::memcpy(&value, values[current_lane() ^ distance], sizeof value);
   return value;
-}
-
-inline void copy_async(void* to, const void* from, size_t bytes, bool source) {
-  if (reinterpret_cast<uintptr_t>(to) % bytes || (source && reinterpret_cast<uintptr_t>(from) % bytes)) {
-    fail("an asynchronous copy of " + std::to_string(bytes) + " bytes between addresses that are no multiples of it");
-  }
-  Fiber& self = *state.current;
-  const AsyncCopy copy{to, from, bytes, source, self.copy_group};
-  state.copies == Copies::eager ? copy.land() : self.copies.push_back(copy);
-}
-inline void copy_async_commit() { ++state.current->copy_group; }
-// Lets all copies land but those of the last `pending` groups.
-inline void copy_async_wait(unsigned pending) {
-  Fiber& self = *state.current;
-  const auto due = std::stable_partition(self.copies.begin(), self.copies.end(), [&](const AsyncCopy& copy) {
-    return copy.group + pending < self.copy_group;
-  });
-  std::for_each(self.copies.begin(), due, [](const AsyncCopy& copy) { copy.land(); });
-  self.copies.erase(self.copies.begin(), due);
-}
-
-// ldmatrix .x4 and mma.sync, as the PTX manual places rows and columns in the lanes' registers.
-inline void load_matrices(uint32_t (&to)[4], const void* row, bool transposed) {
-  const auto* rows = exchange_values(row, -1 - transposed);
-  const unsigned lane = current_lane();
-  for (unsigned matrix = 0; matrix < 4; ++matrix) {
-    uint16_t pair[2];
-    for (unsigned k = 0; k < 2; ++k) {
-      const unsigned other = lane % 4 * 2 + k, line = transposed ? other : lane / 4;
-      const uint16_t* start;
-      std::memcpy(&start, rows[matrix * 8 + line], sizeof start);
-      if (reinterpret_cast<uintptr_t>(start) % 16) fail("a matrix's row starts at no multiple of 16 bytes");
-      pair[k] = start[transposed ? lane / 4 : other];
-    }
-    std::memcpy(&to[matrix], pair, sizeof pair);
-  }
-}
-
-template <class T, class Value>
-void multiply(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const Value& value) {
-  constexpr unsigned kPerRegister = 4 / sizeof(T), kHalf = 4 * kPerRegister;
-  const uint32_t both[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-  const auto* registers = exchange_values(both, -3);
-  const auto element = [&](unsigned lane, unsigned at, unsigned k) {
-    T result;
-    std::memcpy(&result, registers[lane * 4 + k % kHalf / kPerRegister] + at * 4 + k % kPerRegister * sizeof(T),
-                sizeof result);
-    return value(result);
-  };
-  const unsigned lane = current_lane();
-  for (unsigned i = 0; i < 4; ++i) {
-    const unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-    float total = 0;
-    for (unsigned k = 0; k < 2 * kHalf; ++k) {
-      const unsigned high = k >= kHalf;
-      total += element(row % 8, (row >= 8) + 2 * high, k) * element(column, 4 + high, k);
-    }
-    sum[i] += total;
-  }
 }
 
 inline void fiber_main() {
@@ -365,17 +277,6 @@ void launch(Kernel kernel, dim3 grid, unsigned threads, Arguments... arguments) 
   launch_with_memory(kernel, grid, threads, 0, arguments...);
 }
 
-inline uint32_t float_bits(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-inline float bits_float(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
-}
-
 }  // namespace simulator
 
 #define threadIdx (::simulator::state.current->thread)
@@ -401,33 +302,3 @@ inline void __stwb(uint4* at, uint4 value) {
 }
 inline double __dadd_rn(double a, double b) { return a + b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
-
-struct __nv_bfloat16 {
-  uint16_t bits;
-};
-inline float __bfloat162float(__nv_bfloat16 x) { return simulator::bits_float(uint32_t(x.bits) << 16); }
-inline __nv_bfloat16 __float2bfloat16_rn(float x) {
-  const uint32_t bits = simulator::float_bits(x);
-  return {uint16_t(x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
-}
-
-// Half precision by way of the definition: sign, 5 bits of exponent, 10 of fraction.
-struct __half {
-  uint16_t bits;
-};
-inline float __half2float(__half x) {
-  const int exponent = x.bits >> 10 & 31, fraction = x.bits & 1023;
-  const float sign = x.bits & 0x8000 ? -1.0f : 1.0f;
-  if (exponent == 31) return fraction ? NAN : sign * INFINITY;
-  return sign * (exponent ? std::ldexp(float(1024 + fraction), exponent - 25) : std::ldexp(float(fraction), -24));
-}
-inline __half __float2half_rn(float x) {
-  const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
-  const float magnitude = std::fabs(x);
-  if (x != x) return {0x7fff};
-  if (magnitude >= 65520.0f) return {uint16_t(sign | 0x7c00)};
-  // Units in the last place are at least 2^-24; nearbyint rounds ties to even.
-  const int exponent = std::max(magnitude > 0 ? std::ilogb(magnitude) : -15, -14);
-  const int units = int(std::nearbyint(std::ldexp(magnitude, 10 - exponent)));
-  return {uint16_t(sign | (((exponent + 14) << 10) + units))};
-}
