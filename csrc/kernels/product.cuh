@@ -178,7 +178,7 @@ struct TensorLoop {
 #pragma unroll 1
     for (int slice = 0; slice < slices; ++slice) {
       copy_async_wait<kStages - 2>();
-      // Everybody's copies of this slice are here, and nobody reads the stage of the slice before any more.
+      // All copies of this slice are here, and nobody reads the stage of the one before any more.
       __syncthreads();
       if (slice + kStages - 1 < slices) feed.next(stages + free_stage * kStageElements);
       copy_async_commit();
