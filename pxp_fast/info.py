@@ -147,9 +147,10 @@ def render(found: dict[str, Any]) -> str:
         f"  cuda:{d['index']}   {d['name']}, compute capability {d['capability']}, {d['memory_gib']} GiB"
         for d in found["devices"]
     ]
-    lines += ["", "kernels         " + "".join(f"{key:12s}" for key in _KEYS)]
+    width = max(len(name) for name in found["kernels"]) + 2
+    lines += ["", f"{'kernels':{width + 2}s}" + "".join(f"{key:12s}" for key in _KEYS)]
     lines += [
-        f"  {name:14s}" + "".join(f"{'compiled' if there[key] else 'PyTorch':12s}" for key in _KEYS)
+        f"  {name:{width}s}" + "".join(f"{'compiled' if there[key] else 'PyTorch':12s}" for key in _KEYS)
         for name, there in found["kernels"].items()
     ]
     lines += ["", "libraries"] + [f"  {key:6s} {state}" for key, state in found["libraries"].items()]

@@ -5,8 +5,10 @@ A function ``pxp_fast.ops.NAME`` checks its arguments and calls the operator ``t
 
 from . import _library
 from .accumulate import SAMPLE_ABSOLUTE, SIGNED, SQUARED, TOKEN_ABSOLUTE, accumulate_
+from .convolution_epsilon import convolution_epsilon
 from .epsilon import ACTIVATIONS, epsilon, epsilon_, unit_sums_
 from .layer_norm import layer_norm, layer_norm_
+from .linear_epsilon import linear_epsilon
 from .mask import mask_
 from .select import select
 
@@ -19,10 +21,12 @@ __all__ = [
     "SQUARED",
     "TOKEN_ABSOLUTE",
     "accumulate_",
+    "convolution_epsilon",
     "epsilon",
     "epsilon_",
     "layer_norm",
     "layer_norm_",
+    "linear_epsilon",
     "mask_",
     "select",
     "unit_sums_",

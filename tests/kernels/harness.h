@@ -47,4 +47,5 @@ void set_order(int order, unsigned seed) {
   simulator::state.order = static_cast<simulator::Order>(order);
   simulator::state.seed = seed;
 }
+void set_copies(int copies) { simulator::state.copies = static_cast<simulator::Copies>(copies); }
 }

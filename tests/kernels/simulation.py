@@ -13,6 +13,7 @@ HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
 COMPILER = shutil.which("g++")
 ORDERS = ("forward", "reverse", "random", "skew")
+COPIES = ("eager", "lazy")
 TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 GUARD = 64
 
@@ -34,9 +35,10 @@ class SimulationError(RuntimeError):
     """What the simulator objected to: a deadlock, a divergent barrier ..."""
 
 
-def call(library: ctypes.CDLL, name: str, order: str, *arguments) -> None:
+def call(library: ctypes.CDLL, name: str, order: str, *arguments, copies: str = "lazy") -> None:
     """Run the entry point `name` with threads in `order`; tensors pass as pointers, integers as 64 bits."""
     library.set_order(ORDERS.index(order), 1234)
+    library.set_copies(COPIES.index(copies))
     converted = [
         None
         if a is None

@@ -9,7 +9,6 @@
 
 #include <dlfcn.h>
 #include <link.h>
-#include <ucontext.h>
 
 #include <algorithm>
 #include <cmath>
@@ -23,6 +22,9 @@
 #include <string>
 #include <type_traits>
 #include <vector>
+
+#include "fibers.h"
+#include "narrow_types.h"
 
 #define __global__
 #define __device__
@@ -39,13 +41,29 @@ struct dim3 {
 namespace simulator {
 
 enum class Order : int { forward, reverse, random, skew };  // skew: one warp runs as far ahead of the others as it can
+// When an asynchronous copy lands: at once, which shows what is overwritten too early, or when a wait leaves it no
+// choice, which shows what is read too early.
+enum class Copies : int { eager, lazy };
 
 constexpr unsigned kWarpSize = 32;
-constexpr size_t kStackBytes = 256 << 10;
+constexpr size_t kGuardBytes = 256;
+using LaneBytes = unsigned char[64];
+
+struct AsyncCopy {
+  void* to;
+  const void* from;
+  size_t bytes;
+  bool source;  // zeros where there is none
+  unsigned group;
+
+  void land() const { source ? std::memcpy(to, from, bytes) : std::memset(to, 0, bytes); }
+};
 
 struct Fiber {
-  ucontext_t context;
+  Context context;
   std::unique_ptr<char[]> stack;
+  std::vector<AsyncCopy> copies;
+  unsigned copy_group = 0;
   dim3 thread;
   unsigned index = 0;
   bool done = false;
@@ -59,7 +77,7 @@ struct Fiber {
 struct Exchange {
   unsigned arrived = 0, generation = 0;
   int line = 0;
-  alignas(16) unsigned char values[2][kWarpSize][16];
+  alignas(16) LaneBytes values[2][kWarpSize];
 };
 
 struct State {
@@ -67,17 +85,20 @@ struct State {
   std::vector<Fiber> fibers;
   std::vector<Exchange> exchanges;
   Fiber* current = nullptr;
-  ucontext_t scheduler;
+  Context scheduler;
   std::function<void()> body;
   unsigned live = 0, at_barrier = 0, barrier_generation = 0;
   int barrier_line = 0;
   std::string error;
+  std::vector<unsigned char> dynamic_memory;
+  size_t dynamic_bytes = 0;
   Order order = Order::forward;
+  Copies copies = Copies::eager;
   unsigned seed = 0;
 };
 inline State state;
 
-inline void yield() { swapcontext(&state.current->context, &state.scheduler); }
+inline void yield() { change(state.current->context, state.scheduler); }
 
 [[noreturn]] inline void fail(const std::string& message) {
   const dim3 b = state.block_index, t = state.current->thread;
@@ -111,11 +132,13 @@ inline void barrier(int line) {
   wait_for(state.barrier_generation, seen, line);
 }
 
+inline unsigned current_lane() { return state.current->index % kWarpSize; }
+
+// Every lane passes a value on; all values, by lane.
 template <class T>
-T shuffle_xor(unsigned mask, T value, unsigned distance, int line) {
-  static_assert(sizeof(T) <= 16, "a lane passes at most 16 bytes");
-  if (mask != 0xffffffffu) fail("only exchanges of whole warps are simulated");
-  const unsigned lane = state.current->index % kWarpSize;
+const LaneBytes* exchange_values(const T& value, int line) {
+  static_assert(sizeof(T) <= sizeof(LaneBytes), "a lane passes too much");
+  const unsigned lane = current_lane();
   Exchange& exchange = state.exchanges[state.current->index / kWarpSize];
   if (exchange.arrived == 0) exchange.line = line;
   if (exchange.line != line) fail("lanes meet in different exchanges");
@@ -126,7 +149,14 @@ T shuffle_xor(unsigned mask, T value, unsigned distance, int line) {
     ++exchange.generation;
   }
   wait_for(exchange.generation, seen, line);
-  std::memcpy(&value, exchange.values[seen % 2][lane ^ distance], sizeof value);
+  return exchange.values[seen % 2];
+}
+
+template <class T>
+T shuffle_xor(unsigned mask, T value, unsigned distance, int line) {
+  if (mask != 0xffffffffu) fail("only exchanges of whole warps are simulated");
+  const auto* values = exchange_values(value, line);
+  std::memcpy(&value, values[current_lane() ^ distance], sizeof value);
   return value;
 }
 
@@ -159,19 +189,23 @@ inline void poison_shared_memory() {
       nullptr);
 }
 
+inline unsigned char* dynamic_shared_memory() {
+  const auto address = reinterpret_cast<uintptr_t>(state.dynamic_memory.data());
+  return state.dynamic_memory.data() + (1024 - address % 1024);
+}
+
 inline void start_block() {
   poison_shared_memory();
+  std::fill(state.dynamic_memory.begin(), state.dynamic_memory.end(), 0xff);
   state.exchanges.assign((state.fibers.size() + kWarpSize - 1) / kWarpSize, Exchange{});
   state.live = unsigned(state.fibers.size());
   state.at_barrier = 0;
   for (unsigned i = 0; i < state.fibers.size(); ++i) {
     Fiber& fiber = state.fibers[i];
     if (!fiber.stack) fiber.stack.reset(new char[kStackBytes]);
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, fiber_main, 0);
+    start(fiber.context, fiber.stack.get(), fiber_main);
+    fiber.copies.clear();
+    fiber.copy_group = 0;
     fiber.index = i;
     fiber.thread = {i % state.block.x, i / state.block.x, 0};
     fiber.done = false;
@@ -202,7 +236,7 @@ inline void run_block(std::mt19937& random) {
       progress = true;
       if (state.order == Order::skew) warp = i / kWarpSize;
       state.current = &fiber;
-      swapcontext(&state.scheduler, &fiber.context);
+      change(state.scheduler, fiber.context);
       if (!state.error.empty()) throw std::runtime_error(state.error);
     }
     if (!progress) {
@@ -211,16 +245,22 @@ inline void run_block(std::mt19937& random) {
                                std::to_string(stuck->line));
     }
   }
+  const unsigned char* end = dynamic_shared_memory() + state.dynamic_bytes;
+  if (std::any_of(end, end + kGuardBytes, [](unsigned char byte) { return byte != 0xff; })) {
+    throw std::runtime_error("written past the dynamic shared memory");
+  }
 }
 
-// kernel<<<grid, threads>>>(arguments...)
+// kernel<<<grid, threads, bytes>>>(arguments...)
 template <class Kernel, class... Arguments>
-void launch(Kernel kernel, dim3 grid, unsigned threads, Arguments... arguments) {
+void launch_with_memory(Kernel kernel, dim3 grid, unsigned threads, size_t bytes, Arguments... arguments) {
   if (!grid.x || !grid.y || grid.y > 65535 || !threads || threads > 1024) throw std::runtime_error("invalid launch");
   state.grid = grid;
   state.block = {threads, 1, 1};
   state.fibers.resize(threads);
   state.error.clear();
+  state.dynamic_bytes = bytes;
+  state.dynamic_memory.resize(bytes + 1024 + kGuardBytes);
   state.body = [=] { kernel(arguments...); };
   std::mt19937 random(state.seed);
   for (unsigned y = 0; y < grid.y; ++y) {
@@ -231,15 +271,10 @@ void launch(Kernel kernel, dim3 grid, unsigned threads, Arguments... arguments) 
   }
 }
 
-inline uint32_t float_bits(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-inline float bits_float(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
+// kernel<<<grid, threads>>>(arguments...)
+template <class Kernel, class... Arguments>
+void launch(Kernel kernel, dim3 grid, unsigned threads, Arguments... arguments) {
+  launch_with_memory(kernel, grid, threads, 0, arguments...);
 }
 
 }  // namespace simulator
@@ -267,33 +302,3 @@ inline void __stwb(uint4* at, uint4 value) {
 }
 inline double __dadd_rn(double a, double b) { return a + b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
-
-struct __nv_bfloat16 {
-  uint16_t bits;
-};
-inline float __bfloat162float(__nv_bfloat16 x) { return simulator::bits_float(uint32_t(x.bits) << 16); }
-inline __nv_bfloat16 __float2bfloat16_rn(float x) {
-  const uint32_t bits = simulator::float_bits(x);
-  return {uint16_t(x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
-}
-
-// Half precision by way of the definition: sign, 5 bits of exponent, 10 of fraction.
-struct __half {
-  uint16_t bits;
-};
-inline float __half2float(__half x) {
-  const int exponent = x.bits >> 10 & 31, fraction = x.bits & 1023;
-  const float sign = x.bits & 0x8000 ? -1.0f : 1.0f;
-  if (exponent == 31) return fraction ? NAN : sign * INFINITY;
-  return sign * (exponent ? std::ldexp(float(1024 + fraction), exponent - 25) : std::ldexp(float(fraction), -24));
-}
-inline __half __float2half_rn(float x) {
-  const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
-  const float magnitude = std::fabs(x);
-  if (x != x) return {0x7fff};
-  if (magnitude >= 65520.0f) return {uint16_t(sign | 0x7c00)};
-  // Units in the last place are at least 2^-24; nearbyint rounds ties to even.
-  const int exponent = std::max(magnitude > 0 ? std::ilogb(magnitude) : -15, -14);
-  const int units = int(std::nearbyint(std::ldexp(magnitude, 10 - exponent)));
-  return {uint16_t(sign | (((exponent + 14) << 10) + units))};
-}

@@ -1,11 +1,10 @@
 """Kernels broken on purpose: the tests of the kernels must notice, or they are worth nothing."""
 
-import shutil
-
 import cases
 import pytest
 import torch
-from simulation import COMPILER, CSRC, ORDERS, SimulationError, build
+from mutants import build_mutant, is_caught
+from simulation import COMPILER, ORDERS
 
 WARP_ROWS, BLOCK_ROWS, UNITS, GROUPS = range(4)
 F32 = torch.float32
@@ -123,16 +122,6 @@ MUTANTS = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_caught(name, tmp_path):
     stem, file, right, wrong, case = MUTANTS[name]
-    csrc = tmp_path / "csrc"
-    shutil.copytree(CSRC, csrc, ignore=shutil.ignore_patterns("cpu", "cuda"))
-    source = (csrc / file).read_text()
-    assert source.count(right) == 1, f"{file} no longer reads as this mutant expects"
-    (csrc / file).write_text(source.replace(right, wrong))
-    library = build(stem, tmp_path, csrc, float_only=True)
-    caught = []
-    for order in ORDERS:
-        try:
-            case(library, order)
-        except (AssertionError, SimulationError):
-            caught.append(order)
+    library = build_mutant(stem, file, right, wrong, tmp_path)
+    caught = [order for order in ORDERS if is_caught(lambda order=order: case(library, order))]
     assert caught, "no order of threads gave it away"

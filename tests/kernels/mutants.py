@@ -1,0 +1,27 @@
+"""Breaks a kernel on purpose and asks whether its tests notice."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from simulation import CSRC, SimulationError, build
+
+
+def build_mutant(stem: str, file: str, right: str, wrong: str, folder: Path):
+    """The simulated kernels of `stem`, for float32, with `wrong` in `file` where `right` stands."""
+    csrc = folder / "csrc"
+    shutil.copytree(CSRC, csrc, ignore=shutil.ignore_patterns("cpu", "cuda"))
+    source = (csrc / file).read_text()
+    assert source.count(right) == 1, f"{file} no longer reads as this mutant expects"
+    (csrc / file).write_text(source.replace(right, wrong))
+    return build(stem, folder, csrc, float_only=True)
+
+
+def is_caught(case: Callable[[], None]) -> bool:
+    try:
+        case()
+    except (AssertionError, SimulationError):
+        return True
+    return False

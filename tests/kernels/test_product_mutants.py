@@ -1,0 +1,101 @@
+"""Products broken on purpose: some order of threads, or some moment for copies to land, must give them away."""
+
+import product_cases as cases
+import pytest
+import torch
+from mutants import build_mutant, is_caught
+from product_cases import DIRECT, FMA, SMALL
+from simulation import COMPILER, COPIES, ORDERS
+
+F32 = torch.float32
+LOOP, EPILOGUE, SHAPE, GENERAL = (f"kernels/product{part}.cuh" for part in ("", "_epilogue", "_shape", "_general"))
+
+
+def linear(library, order, copies):
+    """More slices than stages, a rest in the last, which lies where the sums go, and samples that share tiles."""
+    cases.linear(library, order, SMALL, (3, 37, 72), 132, F32, copies=copies)
+
+
+def heads(library, order, copies):
+    cases.linear(library, order, SMALL, (3, 37, 64), 16, F32, copies=copies, head=32)
+
+
+def wide_heads(library, order, copies):
+    cases.linear(library, order, SMALL, (3, 9, 160), 16, F32, copies=copies, head=80)
+
+
+def strided(library, order, copies):
+    settings = {"padding": (1, 1), "stride": (2, 2)}
+    cases.convolution(library, order, SMALL, (2, 8, 9, 8), 8, (3, 3), F32, copies=copies, **settings)
+
+
+def general(library, order, copies):
+    cases.linear(library, order, FMA, (2, 40, 70), 37, F32, copies=copies)
+
+
+def direct(library, order, copies):
+    cases.convolution(library, order, DIRECT, (1, 6, 5, 5), 12, (3, 3), F32, copies=copies, groups=3)
+
+
+WAIT = "      copy_async_wait<kStages - 2>();\n"
+ARRIVED = (
+    "      // Everybody's copies of this slice are here, and nobody reads the stage of the slice before any more.\n"
+)
+NEXT = "      if (slice + kStages - 1 < slices) feed.next(stages + free_stage * kStageElements);\n"
+COMMIT = "      copy_async_commit();\n#pragma unroll\n      for (int depth"
+
+# File, what stands there, what the mutant has instead, and the case that must fail.
+MUTANTS = {
+    "no barrier before a slice is read and another overwritten": (
+        LOOP, ARRIVED + "      __syncthreads();\n", "", linear),
+    "a wait for one slice too few": (LOOP, "copy_async_wait<kStages - 2>", "copy_async_wait<kStages - 1>", linear),
+    "a slice overwritten while others read it": (
+        LOOP, WAIT + ARRIVED + "      __syncthreads();\n" + NEXT, NEXT + WAIT + "      __syncthreads();\n", linear),
+    "groups of copies that end with the features": (
+        LOOP, NEXT + COMMIT, NEXT.replace("feed.next", "copy_async_commit(), feed.next") + COMMIT[26:], linear),
+    "a stage used twice in turn": (LOOP, "stage + 1 == kStages ? 0", "stage + 1 == kStages ? 1", linear),
+    "sums written over operands that others read": (
+        LOOP, "    __syncthreads();\n    const int lane", "    const int lane", linear),
+    "no barrier behind the table of rows": (
+        LOOP, "(rows, tile, shape);\n  __syncthreads();", "(rows, tile, shape);", linear),
+    "no barrier before the sums are finished": (LOOP, "  __syncthreads();\n  finish_tile", "  finish_tile", linear),
+    "a slice too few": (LOOP, "(shape.features + kDepth - 1) / kDepth", "shape.features / kDepth", linear),
+    "a slice that reads on in the next row": (
+        LOOP, "feature + scaled_feature() < shape.features", "feature + scaled_feature() <= shape.features", linear),
+    "taps that stay where they are": (LOOP, "        tap.next(tile, shape);\n", "", strided),
+    "a forgotten tap": (SHAPE, "/ result.tap_step + 1;", "/ result.tap_step;", strided),
+    "the taps of another parity": (
+        SHAPE, "start = parity + shape.padding[axis]", "start = shape.padding[axis]", strided),
+    "the pixels of another parity": (
+        SHAPE, "(tile.axis[axis].first + int64_t(position[axis])", "(int64_t(position[axis])", strided),
+    "an image that goes on beyond its edge": (SHAPE, "unsigned(column + offset[1]) <", "unsigned(column) <", strided),
+    "no barrier before the columns are summed": (
+        EPILOGUE, "if (!partials) return;\n  __syncthreads();", "if (!partials) return;", linear),
+    "samples that flow into one": (EPILOGUE, "end < tile.rows ? int(end) : tile.rows", "tile.rows", linear),
+    "samples sought in their first segment only": (EPILOGUE, "++tile, segment = 0", "++tile", linear),
+    "a tile forgotten": (EPILOGUE, "tile <= last", "tile < last", linear),
+    "half a head": (EPILOGUE, "k += Loop::kPack) head", "k += 2 * Loop::kPack) head", heads),
+    "a head's rows added without their lane": (EPILOGUE, "row = first + lane", "row = first", heads),
+    "wide heads a channel short": (EPILOGUE, "k < shape.head; ++k", "k + 1 < shape.head; ++k", wide_heads),
+    "a general slice read before it is there": (
+        GENERAL, "        __syncthreads();\n#pragma unroll 4", "#pragma unroll 4", general),
+    "a general slice overwritten while others read it": (
+        GENERAL, "        }\n        __syncthreads();\n      }\n    }\n", "        }\n      }\n    }\n", general),
+    "features of the first group for all": (
+        GENERAL, "int64_t(channel / shape.group_channels) * shape.features", "0", direct),
+}  # fmt: skip
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no g++ to compile the simulated kernels with")
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutant_is_caught(name, tmp_path):
+    file, right, wrong, case = MUTANTS[name]
+    library = build_mutant("product", file, right, wrong, tmp_path)
+    modes = [(order, copies) for order in ORDERS for copies in COPIES]
+    caught = any(is_caught(lambda mode=mode: case(library, *mode)) for mode in modes)
+    assert caught, "no order of threads and no moment of landing gave it away"
+
+
+def test_the_cases_pass_where_nothing_is_broken(simulated):
+    for case in (linear, heads, wide_heads, strided, general, direct):
+        case(simulated("product"), "random", "eager")
