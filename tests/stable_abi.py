@@ -71,7 +71,7 @@ def environment(folder: Path, version: str, wheel: Path) -> Path:
 def check(python: Path, with_cuda: bool, folder: Path) -> None:
     """From a folder that holds the tests but no pxp_fast, so that the installed one is what is imported."""
     (folder / "tests").mkdir(parents=True)
-    for name in ("conftest.py", "ops"):
+    for name in ("conftest.py", "sparse_memory.py", "ops"):
         copy = shutil.copytree if (ROOT / "tests" / name).is_dir() else shutil.copy2
         copy(ROOT / "tests" / name, folder / "tests" / name)
     run(python, "-c", LIBRARIES.replace("WITH_CUDA", str(with_cuda)), cwd=folder)

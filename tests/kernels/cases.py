@@ -30,7 +30,7 @@ def close(result, expected, dtype):
     torch.testing.assert_close(result, expected, rtol=bound, atol=bound)
 
 
-class _EpsilonCase(ctypes.Structure):
+class EpsilonCase(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_int64)
         for name in (
@@ -68,7 +68,7 @@ def epsilon(library, order, variant, shape, dtype, *, vector=False, activation="
     scaled, sums = empty(shape, dtype), empty((2, samples, units), compute)
     partials = empty((samples, blocks, 2, units), compute)
     strides = (rows * columns, columns)
-    case = _EpsilonCase(
+    case = EpsilonCase(
         TYPES[dtype], variant, vector, width, ACTIVATIONS.index(activation), samples, rows, columns, group, block_rows,
         *((0, 0) if shared_carry else strides), *strides, *strides,
     )  # fmt: skip

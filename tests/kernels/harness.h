@@ -47,4 +47,5 @@ void set_order(int order, unsigned seed) {
   simulator::state.order = static_cast<simulator::Order>(order);
   simulator::state.seed = seed;
 }
+void set_last_blocks(unsigned count) { simulator::state.last_blocks = count; }
 }

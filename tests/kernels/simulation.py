@@ -6,6 +6,8 @@ import ctypes
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -57,6 +59,16 @@ def call(library: ctypes.CDLL, name: str, order: str, *arguments) -> None:
     ]
     if getattr(library, name)(*converted):
         raise SimulationError(library.last_error().decode())
+
+
+@contextmanager
+def last_blocks(library: ctypes.CDLL, count: int) -> Iterator[None]:
+    """Of every grid, run only the last `count` blocks."""
+    library.set_last_blocks(ctypes.c_uint(count))
+    try:
+        yield
+    finally:
+        library.set_last_blocks(ctypes.c_uint(2**32 - 1))
 
 
 class Guarded:

@@ -74,6 +74,7 @@ struct State {
   std::string error;
   Order order = Order::forward;
   unsigned seed = 0;
+  unsigned last_blocks = ~0u;  // run only as many of every row of the grid, its last: for grids of billions of threads
 };
 inline State state;
 
@@ -224,7 +225,7 @@ void launch(Kernel kernel, dim3 grid, unsigned threads, Arguments... arguments) 
   state.body = [=] { kernel(arguments...); };
   std::mt19937 random(state.seed);
   for (unsigned y = 0; y < grid.y; ++y) {
-    for (unsigned x = 0; x < grid.x; ++x) {
+    for (unsigned x = grid.x - std::min(grid.x, state.last_blocks); x < grid.x; ++x) {
       state.block_index = {x, y, 0};
       run_block(random);
     }

@@ -3,6 +3,7 @@
 import shutil
 
 import cases
+import large_cases
 import pytest
 import torch
 from simulation import COMPILER, CSRC, ORDERS, SimulationError, build
@@ -35,6 +36,22 @@ def mask_some(library, order):
     cases.mask(library, order, [torch.randn(7, 5)], [0], 3)
 
 
+def far_apart(library, order):
+    large_cases.epsilon_far_apart(library, UNITS)
+
+
+def many_columns(library, order):
+    large_cases.epsilon_many_columns(library, UNITS)
+
+
+def many_rows(library, order):
+    large_cases.layer_norm_many_rows(library, False)
+
+
+def many_units(library, order):
+    large_cases.accumulate_many_units(library)
+
+
 # Stem, file, what stands there, what the mutant has instead, and the case that must fail.
 MUTANTS = {
     "no barrier before the partial sums are read": (
@@ -61,6 +78,17 @@ MUTANTS = {
         "select", "kernels/select.cuh", "rank++ < wanted", "rank++ <= wanted", select_many),
     "a slice too short": (
         "mask", "kernels/mask.cuh", "i < entry.elements", "i + 1 < entry.elements", mask_some),
+    "strides multiplied in 32 bits": (
+        "epsilon", "kernels/epsilon.cuh", "output += rows * shape.output.row",
+        "output += int(rows * shape.output.row)", far_apart),
+    "partial sums found by 32 bits": (
+        "epsilon", "kernels/epsilon.cuh", "partials + block * 2 * shape.units;\n  for",
+        "partials + unsigned(block * 2 * shape.units);\n  for", many_columns),
+    "rows found by 32 bits": (
+        "layer_norm", "kernels/layer_norm.cuh", "output += row * columns", "output += int(row * columns)", many_rows),
+    "absolute sums found by 32 bits": (
+        "accumulate", "kernels/accumulate.cuh", "signed_sum + samples * units", "signed_sum + int(samples * units)",
+        many_units),
 }  # fmt: skip
 
 
