@@ -7,10 +7,12 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-from simulation import CSRC
+from simulation import CSRC, HERE
 
 NVCC = shutil.which("nvcc")
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+SOURCES = sorted(HERE.glob("instantiate*.cu"))
+"""All kernels, as the launch code uses them."""
 
 
 @cache

@@ -2,7 +2,7 @@
 
 import pytest
 from compilation import ARCHITECTURES, NVCC, compile_cubin, known_architectures
-from simulation import COMPILER, HERE, ORDERS, build
+from simulation import COMPILER, ORDERS, build
 
 
 @pytest.fixture(scope="session")
@@ -48,9 +48,3 @@ def cubin_of(tmp_path_factory):
 @pytest.fixture(params=ARCHITECTURES)
 def architecture(request):
     return request.param
-
-
-@pytest.fixture
-def kernels_cubin(architecture, cubin_of):
-    """All kernels for one architecture: the cubin, and what ptxas said."""
-    return cubin_of(HERE / "instantiate.cu", architecture)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import sass
+from compilation import SOURCES
 from simulation import CSRC, HERE
 
 reads_machine_code = pytest.mark.skipif(
@@ -64,8 +65,10 @@ def complaints(kernel, claim):
 
 
 @reads_machine_code
-def test_kernels_hold_what_is_claimed(kernels_cubin):
-    kernels = sass.read(*kernels_cubin)
+def test_kernels_hold_what_is_claimed(architecture, cubin_of):
+    kernels = {}
+    for source in SOURCES:
+        kernels |= sass.read(*cubin_of(source, architecture))
     assert len(kernels) > 50
     unmatched = {claim.kernels for claim in CLAIMS}
     found = []
