@@ -2,7 +2,7 @@
 
 import pytest
 from compilation import ARCHITECTURES, NVCC, compile_cubin, known_architectures
-from simulation import COMPILER, ORDERS, build
+from simulation import COMPILER, ORDERS, SANITIZERS, build
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +21,7 @@ def simulated(tmp_path_factory):
     return library
 
 
-@pytest.fixture(params=ORDERS)
+@pytest.fixture(params=("random",) if SANITIZERS else ORDERS)
 def order(request):
     return request.param
 
