@@ -52,6 +52,14 @@ extern "C" __global__ void long_division_before_loop(const int64_t* in, int64_t*
   out[threadIdx.x] = sum;
 }
 
+__device__ __forceinline__ void multiply(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 // One tile of a matrix product as the tensor cores take it: through cp.async, ldmatrix and mma.sync.
 extern "C" __global__ void product_on_tensor_cores(const __half* a, const __half* b, float* out) {
   __shared__ __align__(16) __half tile[2][16 * 16];
@@ -68,12 +76,18 @@ extern "C" __global__ void product_on_tensor_cores(const __half* a, const __half
                : "=r"(y[0]), "=r"(y[1])
                : "r"(at + 512));
   float c[4] = {};
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(y[0]), "r"(y[1]));
+  multiply(c, x, y);
   for (int k = 0; k < 4; ++k) out[4 * threadIdx.x + k] = c[k];
+}
+
+extern "C" __global__ void product_with_long_divisions(const int64_t* in, float* out, int64_t n, int64_t divisor) {
+  float c[4] = {};
+  unsigned a[4] = {threadIdx.x}, b[2] = {threadIdx.x};
+  for (int64_t i = 0; i < n; ++i) {
+    a[1] = unsigned(in[i] / divisor);
+    multiply(c, a, b);
+  }
+  out[threadIdx.x] = c[0];
 }
 
 extern "C" __global__ void product_by_hand(const __half* a, const __half* b, float* out) {

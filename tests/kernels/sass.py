@@ -23,7 +23,8 @@ class Instruction:
     opcode: str
     operands: str
     guarded: bool
-    in_loop: bool = False
+    loop: int | None = None
+    """Which of the kernel's outermost loops it is in."""
     in_subroutine: bool = False
     """Of CUDA's own: the slow path of a division."""
 
@@ -37,13 +38,14 @@ class Kernel:
     stack: int = 0
     spilled: int = 0
 
-    def count(self, pattern: str, in_loop: bool = False) -> int:
-        """How many instructions outside of subroutines match: ``OPCODE operands`` as in the listing, from the start."""
-        return sum(
-            re.match(pattern, f"{i.opcode} {i.operands}") is not None and (i.in_loop or not in_loop)
-            for i in self.instructions
-            if not i.in_subroutine
-        )
+    def matching(self, pattern: str) -> list[Instruction]:
+        """The instructions outside of subroutines whose ``OPCODE operands``, as in the listing, start like this."""
+        compiled = re.compile(pattern)
+        own = [i for i in self.instructions if not i.in_subroutine]
+        return [i for i in own if compiled.match(f"{i.opcode} {i.operands}")]
+
+    def count(self, pattern: str) -> int:
+        return len(self.matching(pattern))
 
 
 @cache
@@ -158,5 +160,6 @@ def _mark_loops(instructions: list[Instruction], labels: dict[str, int]) -> None
                     while not component or component[-1] != at:
                         component.append(stack.pop())
                         on_stack.discard(component[-1])
-                    for member in component:
-                        instructions[member].in_loop = len(component) > 1
+                    if len(component) > 1:
+                        for member in component:
+                            instructions[member].loop = at

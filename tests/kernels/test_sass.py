@@ -23,11 +23,13 @@ class Claim:
     required: dict[str, int] = field(default_factory=dict)
     """Instructions, and how many there must be at least."""
     forbidden: tuple[str, ...] = ()
+    long_divisions: int = 0
+    """How many divisions of 64 bits, a hundred instructions each, may be in loops, which then set something up."""
 
 
 # With 64 registers four blocks of 256 threads, or one of 1024, fit into a multiprocessor; with 80 three of 256.
 PACKS = {r"LDG\.E\.128": 2, r"STG\.E\.128": 1}
-TENSOR_CORES = {r"HMMA\.16816\.F32": 1, r"LDGSTS\.E\.\S*128": 1, r"LDSM\.16\.M": 1}
+TENSOR_CORES = {r"HMMA\.(16816|1688)\.F32": 1, r"LDGSTS\.E\.\S*128": 1, r"LDSM\.16\.M": 1}
 CLAIMS = [
     Claim(r"epsilon_(positions|units)<\w+, [248](, \d+)?>", 80, PACKS),
     Claim(r"epsilon_(positions|units)<\w+, 1(, \d+)?>", 64),
@@ -59,8 +61,11 @@ def complaints(kernel, claim):
         found.append("an approximate quotient")
     if kernel.count(r"MUFU\.(EX2|LG2|TANH|SIN|COS)\b"):
         found.append("an approximate function")
-    if kernel.count(r"CALL.*_(div|rem)_[su]64", in_loop=True):
-        found.append("a 64-bit division in a loop")
+    divisions = [i.loop for i in kernel.matching(r"CALL.*_(div|rem)_[su]64") if i.loop is not None]
+    if len(divisions) > claim.long_divisions:
+        found.append(f"{len(divisions)} divisions of 64 bits in loops, claimed are {claim.long_divisions}")
+    if {i.loop for i in kernel.matching("HMMA")} & set(divisions):
+        found.append("a division of 64 bits between tensor-core instructions")
     return found
 
 
@@ -90,9 +95,10 @@ PLANTED = {
     "approximate_quotient": (Claim("", 255), "an approximate quotient"),
     "approximate_exponential": (Claim("", 255), "an approximate function"),
     "exact_quotients": (Claim("", 255), None),
-    "long_division_in_loop": (Claim("", 255), "a 64-bit division in a loop"),
+    "long_division_in_loop": (Claim("", 255), r"\d+ divisions of 64 bits in loops"),
     "long_division_before_loop": (Claim("", 255), None),
     "product_on_tensor_cores": (Claim("", 255, TENSOR_CORES), None),
+    "product_with_long_divisions": (Claim("", 255, long_divisions=99), "a division of 64 bits between"),
     "product_by_hand": (Claim("", 255, {r"HMMA\.16816\.F32": 1}), r"0 times HMMA"),
 }
 
