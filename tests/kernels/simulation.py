@@ -28,7 +28,7 @@ def build(stem: str, folder: Path, csrc: Path = CSRC, float_only: bool = False) 
     command = [COMPILER, "-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
     command += ["-I", str(HERE), "-I", str(csrc), str(HERE / f"{stem}.cpp"), "-o", str(library)]
     command += ["-DFLOAT_ONLY"] if float_only else []
-    command += ["-g1", f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all"] if SANITIZERS else []
+    command += ["-O0", "-g1", f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all"] if SANITIZERS else []
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     loaded = ctypes.CDLL(str(library))
