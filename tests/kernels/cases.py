@@ -31,7 +31,7 @@ def close(result, expected, dtype):
     torch.testing.assert_close(result, expected, rtol=bound, atol=bound)
 
 
-class _EpsilonCase(ctypes.Structure):
+class EpsilonCase(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_int64)
         for name in (
@@ -88,7 +88,7 @@ def epsilon(library, order, variant, shape, dtype, *, vector=False, activation="
     partials = empty((samples, blocks, 2, units), compute)
     direct = blocks == 1 and not functional
     strides = (rows * columns, columns)
-    case = _EpsilonCase(
+    case = EpsilonCase(
         TYPES[dtype], variant, vector, width, ACTIVATIONS.index(activation), samples, rows, columns, group, block_rows,
         *((0, 0) if shared_carry else strides), *strides, *((0, 0) if shared_carry and mode == "sums" else strides),
         sums.stride(1), sums.stride(0), not functional, mode != "sums", mode == "stabilized",

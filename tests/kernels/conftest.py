@@ -1,7 +1,8 @@
-"""The simulated kernels, compiled once per session."""
+"""The kernels, compiled once per session: for the simulator, and by nvcc for each generation of GPUs."""
 
 import pytest
-from simulation import COMPILER, ORDERS, build
+from compilation import ARCHITECTURES, NVCC, compile_cubin, known_architectures
+from simulation import COMPILER, ORDERS, SANITIZERS, build
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +21,30 @@ def simulated(tmp_path_factory):
     return library
 
 
-@pytest.fixture(params=ORDERS)
+@pytest.fixture(params=("random",) if SANITIZERS else ORDERS)
 def order(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def cubin_of(tmp_path_factory):
+    """Gives the cubin of a source for an architecture, and what ptxas said about it."""
+    if NVCC is None:
+        pytest.skip("no nvcc on the PATH: install a CUDA toolkit to compile the kernels")
+    folder = tmp_path_factory.mktemp("cubins")
+    results = {}
+
+    def cubin(source, architecture):
+        if architecture not in known_architectures():
+            pytest.skip(f"this nvcc does not know {architecture}")
+        if (source, architecture) not in results:
+            path = folder / f"{source.stem}.{architecture}.cubin"
+            results[source, architecture] = path, compile_cubin(source, architecture, path)
+        return results[source, architecture]
+
+    return cubin
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def architecture(request):
     return request.param

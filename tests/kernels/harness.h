@@ -43,6 +43,7 @@ inline unsigned blocks_for(int64_t items, int64_t per_block) { return unsigned((
 
 extern "C" {
 const char* last_error() { return harness::error.c_str(); }
+void set_last_blocks(unsigned count) { simulator::state.last_blocks = count; }
 void set_order(int order, unsigned seed) {
   simulator::state.order = static_cast<simulator::Order>(order);
   simulator::state.seed = seed;

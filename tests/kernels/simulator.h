@@ -95,6 +95,7 @@ struct State {
   Order order = Order::forward;
   Copies copies = Copies::eager;
   unsigned seed = 0;
+  unsigned last_blocks = ~0u;  // run only as many of every row of the grid, its last: for grids of billions of threads
 };
 inline State state;
 
@@ -264,7 +265,7 @@ void launch_with_memory(Kernel kernel, dim3 grid, unsigned threads, size_t bytes
   state.body = [=] { kernel(arguments...); };
   std::mt19937 random(state.seed);
   for (unsigned y = 0; y < grid.y; ++y) {
-    for (unsigned x = 0; x < grid.x; ++x) {
+    for (unsigned x = grid.x - std::min(grid.x, state.last_blocks); x < grid.x; ++x) {
       state.block_index = {x, y, 0};
       run_block(random);
     }

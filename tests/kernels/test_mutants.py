@@ -1,6 +1,7 @@
 """Kernels broken on purpose: the tests of the kernels must notice, or they are worth nothing."""
 
 import cases
+import large_cases
 import pytest
 import torch
 from mutants import build_mutant, is_caught
@@ -62,6 +63,22 @@ def accumulate_classes(library, order):
     cases.accumulate(library, order, 5, 7, F32, labels=[1, 0, -1, 1, 2], classes=2, rows=5)
 
 
+def far_apart(library, order):
+    large_cases.epsilon_far_apart(library, UNITS)
+
+
+def many_columns(library, order):
+    large_cases.epsilon_many_columns(library, UNITS)
+
+
+def many_rows(library, order):
+    large_cases.layer_norm_many_rows(library, False)
+
+
+def many_units(library, order):
+    large_cases.accumulate_many_units(library)
+
+
 # Stem, file, what stands there, what the mutant has instead, and the case that must fail.
 MUTANTS = {
     "no barrier before the partial sums are read": (
@@ -115,6 +132,17 @@ MUTANTS = {
         "accumulate", "kernels/accumulate.cuh", "if (labels[n] != label) continue;", "", accumulate_classes),
     "a label that is no class": (
         "accumulate", "kernels/accumulate.cuh", "label >= classes", "label > classes", accumulate_classes),
+    "strides multiplied in 32 bits": (
+        "epsilon", "kernels/epsilon.cuh", "output += rows * shape.output.row",
+        "output += int(rows * shape.output.row)", far_apart),
+    "partial sums found by 32 bits": (
+        "epsilon", "kernels/epsilon.cuh", "partials + block * 2 * shape.units;\n  for",
+        "partials + unsigned(block * 2 * shape.units);\n  for", many_columns),
+    "rows found by 32 bits": (
+        "layer_norm", "kernels/layer_norm.cuh", "output += row * columns", "output += int(row * columns)", many_rows),
+    "absolute sums found by 32 bits": (
+        "accumulate", "kernels/accumulate.cuh", "signed_sum + samples * units", "signed_sum + int(samples * units)",
+        many_units),
 }  # fmt: skip
 
 

@@ -1,0 +1,15 @@
+// The loops of the CPU kernels on raw memory, a few rows of many; compiled with csrc/cpu/*_loops.cpp.
+#include "cpu/loops.h"
+
+using namespace pxp::cpu;
+
+extern "C" {
+void run_layer_norm(const LayerNormTask* task, int64_t begin, int64_t end) { baseline::layer_norm(*task, begin, end); }
+void run_positions(const EpsilonTask* task, int64_t begin, int64_t end) {
+  baseline::epsilon_positions(*task, begin, end);
+}
+void run_units(const EpsilonTask* task, int64_t begin, int64_t end) { baseline::epsilon_units(*task, begin, end); }
+void run_combine(const EpsilonTask* task, int64_t begin, int64_t end) { baseline::epsilon_combine(*task, begin, end); }
+int64_t layer_norm_task_size() { return sizeof(LayerNormTask); }
+int64_t epsilon_task_size() { return sizeof(EpsilonTask); }
+}

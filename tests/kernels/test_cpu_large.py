@@ -1,0 +1,123 @@
+"""The loops of the CPU kernels beyond 2^32 elements: the last rows of 2^28, in memory that takes none."""
+
+import ctypes
+import subprocess
+
+import pytest
+import torch
+from cases import close, normal
+from simulation import COMPILER, CSRC, HERE
+from sparse_memory import zeros
+
+from pxp_fast.ops import ACTIVATIONS
+from pxp_fast.ops.epsilon import reference as epsilon_reference
+from pxp_fast.ops.layer_norm import reference as layer_norm_reference
+
+ROWS, COLUMNS, SOME = 2**28, 24, 3
+EPS, F32 = 1e-2, torch.float32
+
+
+def structure(name, **fields):
+    return type(
+        name, (ctypes.Structure,), {"_fields_": [(f, t) for t, names in fields.values() for f in names.split()]}
+    )
+
+
+LayerNormTask = structure(
+    "LayerNormTask",
+    kind=(ctypes.c_int, "type"),
+    eps=(ctypes.c_double, "eps"),
+    pointers=(ctypes.c_void_p, "carry output residual result rstd weight"),
+    sizes=(ctypes.c_int64, "rows columns"),
+)
+EpsilonTask = structure(
+    "EpsilonTask",
+    kind=(ctypes.c_int, "type activation"),
+    eps=(ctypes.c_double, "eps"),
+    pointers=(ctypes.c_void_p, "carry output scaled sums partials"),
+    sizes=(ctypes.c_int64, "samples rows columns units group block_rows blocks"),
+    strides=(ctypes.c_int64, "carry_sample carry_row output_sample output_row scaled_sample scaled_row"),
+)
+
+
+@pytest.fixture(scope="module")
+def loops(tmp_path_factory):
+    if COMPILER is None:
+        pytest.skip("no g++ to compile the loops with")
+    library = tmp_path_factory.mktemp("loops") / "loops.so"
+    command = [COMPILER, "-std=c++17", "-O1", "-fPIC", "-shared", "-DPXP_ISA=baseline"]
+    command += ["-fno-math-errno", "-fno-trapping-math", "-I", str(CSRC), str(HERE / "cpu_loops.cpp")]
+    command += [str(CSRC / "cpu" / f"{stem}_loops.cpp") for stem in ("epsilon", "layer_norm")]
+    done = subprocess.run([*command, "-o", str(library)], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = ctypes.CDLL(str(library))
+    assert loaded.layer_norm_task_size() == ctypes.sizeof(LayerNormTask)
+    assert loaded.epsilon_task_size() == ctypes.sizeof(EpsilonTask)
+    return loaded
+
+
+def last_rows(seed):
+    """Zeros, but for random values in the last rows."""
+    tensor = zeros(ROWS * COLUMNS, F32).view(1, ROWS, COLUMNS)
+    tensor[:, -SOME:] = normal((SOME, COLUMNS), F32, seed)
+    return tensor
+
+
+def run(loop, task, begin, end):
+    loop(ctypes.byref(task), ctypes.c_int64(begin), ctypes.c_int64(end))
+
+
+def epsilon_task(samples, units, *, block_rows=1, blocks=1, **tensors):
+    pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+    strides = dict.fromkeys(("carry_sample", "output_sample", "scaled_sample"), ROWS * COLUMNS)
+    strides |= dict.fromkeys(("carry_row", "output_row", "scaled_row"), COLUMNS)
+    return EpsilonTask(
+        type=1, activation=ACTIVATIONS.index("relu"), eps=EPS, samples=samples, rows=ROWS, columns=COLUMNS, units=units,
+        group=1, block_rows=block_rows, blocks=blocks, **pointers, **strides,
+    )  # fmt: skip
+
+
+def test_epsilon_positions(loops):
+    carry, output, scaled = last_rows(0), last_rows(1), zeros(ROWS * COLUMNS, F32).view(1, ROWS, COLUMNS)
+    sums = zeros(2 * ROWS, F32).view(2, 1, ROWS)
+    task = epsilon_task(1, ROWS, carry=carry, output=output, scaled=scaled, sums=sums)
+    run(loops.run_positions, task, ROWS - SOME, ROWS)
+    last = carry[:, -SOME:].clone(), output[:, -SOME:].clone()
+    expected, expected_sums = epsilon_reference(*last, EPS, "relu", 1, 1)
+    close(scaled[:, -SOME:], expected, F32)
+    torch.testing.assert_close(sums[..., -SOME:], expected_sums, rtol=1e-5, atol=1e-5)
+
+
+def test_epsilon_units(loops):
+    """The last block of two rows; there are 2^27, with two sums of every column each."""
+    carry, output, scaled = last_rows(0), last_rows(1), zeros(ROWS * COLUMNS, F32).view(1, ROWS, COLUMNS)
+    blocks = ROWS // 2
+    partials = zeros(blocks * 2 * COLUMNS, F32).view(blocks, 2, COLUMNS)
+    task = epsilon_task(
+        1, COLUMNS, block_rows=2, blocks=blocks, carry=carry, output=output, scaled=scaled, partials=partials
+    )
+    run(loops.run_units, task, blocks - 1, blocks)
+    expected, expected_sums = epsilon_reference(carry[:, -2:].clone(), output[:, -2:].clone(), EPS, "relu", -1, 1)
+    close(scaled[:, -2:], expected, F32)
+    torch.testing.assert_close(partials[-1], expected_sums[:, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_epsilon_combine(loops):
+    """The last samples of 2^27."""
+    samples, blocks = 2**27, 2
+    partials = zeros(samples * blocks * 2 * COLUMNS, F32).view(samples, blocks, 2, COLUMNS)
+    partials[-SOME:] = normal((SOME, blocks, 2, COLUMNS), F32, 0)
+    sums = zeros(2 * samples * COLUMNS, F32).view(2, samples, COLUMNS)
+    task = epsilon_task(samples, COLUMNS, blocks=blocks, partials=partials, sums=sums)
+    run(loops.run_combine, task, samples - SOME, samples)
+    torch.testing.assert_close(sums[:, -SOME:], partials[-SOME:].sum(1).movedim(1, 0))
+
+
+def test_layer_norm(loops):
+    carry, output, rest = (last_rows(seed)[0] for seed in range(3))
+    result, rstd = zeros(ROWS * COLUMNS, F32).view(ROWS, COLUMNS), zeros(ROWS, F32).view(ROWS, 1)
+    rstd[-SOME:], weight = 0.5, normal((COLUMNS,), F32, 4)
+    task = LayerNormTask(1, EPS, *(t.data_ptr() for t in (carry, output, rest, result, rstd, weight)), ROWS, COLUMNS)
+    run(loops.run_layer_norm, task, ROWS - SOME, ROWS)
+    last = (t[-SOME:].clone() for t in (carry, output, rstd))
+    close(result[-SOME:], layer_norm_reference(*last, weight, rest[-SOME:].clone(), EPS), F32)

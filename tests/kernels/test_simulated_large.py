@@ -1,0 +1,33 @@
+"""Every CUDA kernel, unmodified, on the host, beyond 2^32 elements."""
+
+import large_cases
+import pytest
+from large_cases import BLOCK_ROWS, GROUPS, UNITS, WARP_ROWS
+
+
+@pytest.mark.parametrize("variant", range(4))
+def test_epsilon_far_apart(simulated, variant):
+    large_cases.epsilon_far_apart(simulated("epsilon"), variant)
+
+
+@pytest.mark.parametrize("variant", [WARP_ROWS, BLOCK_ROWS])
+def test_epsilon_many_rows(simulated, variant):
+    large_cases.epsilon_many_rows(simulated("epsilon"), variant)
+
+
+@pytest.mark.parametrize("variant", [UNITS, GROUPS])
+def test_epsilon_many_columns(simulated, variant):
+    large_cases.epsilon_many_columns(simulated("epsilon"), variant)
+
+
+@pytest.mark.parametrize("block_per_row", [False, True])
+def test_layer_norm_many_rows(simulated, block_per_row):
+    large_cases.layer_norm_many_rows(simulated("layer_norm"), block_per_row)
+
+
+def test_accumulate_many_units(simulated):
+    large_cases.accumulate_many_units(simulated("accumulate"))
+
+
+def test_mask_far_apart(simulated):
+    large_cases.mask_far_apart(simulated("mask"))
