@@ -71,8 +71,7 @@ def draw(record: dict, path: Path) -> None:
             plot.set_ylim(bottom=0)
             plot.grid(color="#d9dee3", lw=0.6)
             plot.spines[["top", "right"]].set_visible(False)
-            if line is plots[-1]:
-                plot.set_xlabel(label)
+            plot.set_xlabel(label if (network, field) == rows[-1] else "")
         what = "peak memory (MB)" if field == "peak_mb" else "ms per image"
         line[0].set_ylabel(f"{network}\n{what}")
     handles, labels = plots[0][0].get_legend_handles_labels()
