@@ -27,5 +27,5 @@ def by_compiler(totals, sums):
 def test_accumulate(benchmark, units, samples, implementation):
     benchmark.group = f"{samples} samples, {units} units"
     totals = torch.zeros(4, units, dtype=torch.float64, device=DEVICE)
-    sets = rotated(lambda generator: (totals, torch.randn(2, samples, units, generator=generator).to(DEVICE)))
+    sets = rotated(lambda generator: (totals, torch.randn(2, samples, units, generator=generator, device=DEVICE)))
     run(benchmark, implementation, sets, moved=sets[0][1].nbytes + 2 * totals.nbytes)

@@ -59,7 +59,7 @@ def test_epsilon(benchmark, case, dtype, implementation):
     benchmark.group = f"{case} {dtype}"
 
     def make(generator):
-        pair = [torch.randn(shape, generator=generator).to(DEVICE, dtype) for _ in range(2)]
+        pair = [torch.randn(shape, generator=generator, device=DEVICE).to(dtype) for _ in range(2)]
         return *(t.contiguous(memory_format=layout) for t in pair), 1e-6, activation, unit_dim, group
 
     run(benchmark, implementation, rotated(make), moved=3 * math.prod(shape) * dtype.itemsize)

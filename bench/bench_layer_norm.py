@@ -34,8 +34,8 @@ def test_layer_norm(benchmark, shape, dtype, implementation):
     weight = torch.randn(shape[-1], device=DEVICE)
 
     def make(generator):
-        carry, output, residual = (torch.randn(shape, generator=generator).to(DEVICE, dtype) for _ in range(3))
-        rstd = torch.rand(*shape[:-1], 1, generator=generator).to(DEVICE)
+        carry, output, residual = (torch.randn(shape, generator=generator, device=DEVICE).to(dtype) for _ in range(3))
+        rstd = torch.rand(*shape[:-1], 1, generator=generator, device=DEVICE)
         return carry, output, rstd, weight, residual
 
     sets = rotated(make)

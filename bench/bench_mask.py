@@ -24,11 +24,11 @@ STAGES = [(64, 256, 1, 3), (64, 64, 3, 3), (256, 64, 1, 3), (128, 512, 1, 4), (1
 )
 def test_mask(benchmark, implementation):
     def make(generator):
-        weights = [torch.randn(out, into, k, k, generator=generator) for out, into, k, n in STAGES for _ in range(n)]
-        norms = [torch.randn(w.shape[0], generator=generator) for w in weights for _ in range(2)]
-        parameters = weights + norms
-        keep = [torch.rand(p.shape[0], generator=generator) > 1 / 3 for p in parameters]
-        return [p.to(DEVICE) for p in parameters], [k.to(DEVICE) for k in keep], [0] * len(parameters)
+        like = {"generator": generator, "device": DEVICE}
+        weights = [torch.randn(out, into, k, k, **like) for out, into, k, n in STAGES for _ in range(n)]
+        parameters = weights + [torch.randn(w.shape[0], **like) for w in weights for _ in range(2)]
+        keep = [torch.rand(p.shape[0], **like) > 1 / 3 for p in parameters]
+        return parameters, keep, [0] * len(parameters)
 
     sets = rotated(make)
     moved = sum(p.nbytes * float((~k).float().mean()) for p, k in zip(*sets[0][:2], strict=True))

@@ -22,5 +22,5 @@ def sort(scores, k):
 @pytest.mark.parametrize("implementation", [select, compiled(sort), sort], ids=["pxp_fast", "compile", "reference"])
 def test_select(benchmark, n, implementation):
     benchmark.group = f"{n} scores"
-    sets = rotated(lambda generator: (torch.randn(n, dtype=torch.float64, generator=generator).to(DEVICE), n // 3))
+    sets = rotated(lambda generator: (torch.randn(n, dtype=torch.float64, generator=generator, device=DEVICE), n // 3))
     run(benchmark, implementation, sets, moved=9 * n, rounds=20)

@@ -30,14 +30,14 @@ def compare(jobs: list[Job], calls: int, repeats: int) -> dict[str, dict]:
             found[name] = {"failed": message.splitlines()[-1]}
             running[:] = [process for process in running if process.job.contender != name]
 
-    for job in jobs:
-        process = attempt(lambda job=job: Process(job), job.contender)
-        if process is not None:
-            running.append(process)
-            attempt(lambda process=process: process.run(min(calls, WARM_UP)), job.contender)
+    running.extend(Process(job) for job in jobs)  # all at once: getting ready is not timed
+    for process in list(running):
+        attempt(process.ready, process.job.contender)
+    for process in list(running):
+        attempt(lambda process=process: process.run(min(calls, WARM_UP)), process.job.contender)
     for repeat in range(repeats):
         first = repeat % max(1, len(running))
-        for process in running[first:] + running[:first]:
+        for process in running[first:] + running[:first]:  # a copy, since `attempt` may shorten the list
             name = process.job.contender
             call = attempt(lambda process=process: process.run(calls), name)
             if call is not None:

@@ -6,6 +6,7 @@ each also makes memory comparable.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -83,7 +84,7 @@ def _serve(pipe, job: Job) -> None:
 
 
 class Process:
-    """Runs `job` on request. Not busy between requests."""
+    """Runs `job` on request, once `ready` has returned. Not busy between requests."""
 
     def __init__(self, job: Job) -> None:
         # An idle contender must sleep, not spin, while another one's time is taken.
@@ -94,11 +95,15 @@ class Process:
         self._process = context.Process(target=serve, args=(theirs, job), daemon=True)
         self._process.start()
         theirs.close()
-        try:
-            self._expect()
-        except ContenderFailed:
-            self.kill()
-            raise
+
+    def ready(self) -> None:
+        """Wait until the contender is built."""
+        self._expect()
+
+    def _ask(self, request):
+        with contextlib.suppress(OSError):  # it is gone; `_expect` says so
+            self._pipe.send(request)
+        return self._expect()
 
     def _expect(self):
         try:
@@ -112,16 +117,10 @@ class Process:
 
     def run(self, calls: int = 1) -> Call:
         """Time of `calls` calls in a row, each with the next batch."""
-        self._pipe.send(calls)
-        return self._expect()
+        return self._ask(calls)
 
     def close(self) -> dict[str, float | None]:
         """End the process; its memory, see :class:`bench.memory.Memory`."""
-        self._pipe.send("end")
-        found = self._expect()
+        found = self._ask("end")
         self._process.join()
         return found
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.join()

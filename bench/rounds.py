@@ -41,8 +41,11 @@ def compiled(function: Callable) -> Callable:
 
 
 def rotated(make: Callable[[torch.Generator], Sequence]) -> list[Sequence]:
-    """Enough sets of arguments from `make` that none is still in a cache when its turn comes again."""
-    generator = torch.Generator().manual_seed(0)
+    """Enough sets of arguments from `make` that none is still in a cache when its turn comes again.
+
+    `make` is given a generator of the benchmark's device, :data:`DEVICE`.
+    """
+    generator = torch.Generator(DEVICE).manual_seed(0)
     first = make(generator)
     size = sum(t.nbytes for t in _tensors(first))
     return [first, *(make(generator) for _ in range(min(64, max(1, math.ceil(CACHE / max(1, size))))))]
