@@ -1,8 +1,12 @@
-"""Time per image of scoring a network, beside zennit, LXT and torch's own forward and input gradient.
+"""Images per second of scoring a network, beside torch's own forward and input gradient and the peers in bench/peers.
 
-``python -m bench.bench_end_to_end`` lets all contenders of a network take turns, batch after batch, so that whatever
-else the machine does falls on all of them alike; compare their processor time. Results go to
-``bench/results/end_to_end.json``.
+    python -m bench.bench_end_to_end
+    python -m bench.bench_end_to_end --device cuda --batch 64
+
+All contenders of a network take turns, batch after batch and each time in another order, so that whatever else the
+machine does falls on all of them alike. Ratios compare processor time on a CPU and wall time on CUDA, where a turn is
+several batches with one synchronisation after the last. Results go to bench/results/end_to_end.json, those of CUDA to
+bench/results/end_to_end_cuda.json.
 """
 
 from __future__ import annotations
@@ -15,69 +19,73 @@ from pathlib import Path
 
 from pxp_fast.files import atomic_write
 
-from .peers import CONTENDERS, NETWORKS, Peer, versions
-from .timing import Call, machine, record, summarise
+from .contest import RATIO, RATIO_ALIKE, clock_of, compare
+from .networks import NETWORKS
+from .peers import CONTENDERS, YARDSTICK, contenders, versions, yardstick_like
+from .process import Job
+from .timing import machine
 
-RESULTS = Path(__file__).parent / "results" / "end_to_end.json"
-YARDSTICK = "gradient"
+RESULTS = Path(__file__).parent / "results"
 
 
-def compare(model: str, contenders: list[str], images: int, threads: int, repeats: int) -> dict[str, dict]:
-    """Contender -> times per image, ratio to the yardstick in processor time, peak memory."""
-    peers = []
-    calls: dict[str, list[Call]] = {name: [] for name in contenders}
-    try:
-        for name in contenders:
-            peers.append(Peer(name, model, images, threads))
-            peers[-1].run()  # the first call allocates and warms up
-        for _ in range(repeats):
-            for peer in peers:
-                calls[peer.contender].append(peer.run())
-    finally:
-        peaks = {peer.contender: peer.close() for peer in peers}
-    found = {name: record(summarise(calls[name], images)) for name in contenders}
+def table(network: str, found: dict[str, dict]) -> str:
+    title = f"{network:36s} {'images/s':>9s} {'cpu ms':>8s} {'wall ms':>8s} {'ratio':>6s} {'alike':>6s} {'peak MB':>8s}"
+    lines = [f"{title} undisturbed"]
     for name, entry in found.items():
-        entry["ratio"] = round(entry["cpu_ms"] / found[YARDSTICK]["cpu_ms"], 3)
-        entry["peak_mb"] = round(peaks[name])
-    return found
-
-
-def table(model: str, found: dict[str, dict]) -> str:
-    lines = [f"{model:20s} {'cpu ms/image':>13s} {'ratio':>6s} {'wall ms/image':>14s} {'peak MB':>8s} undisturbed"]
-    for name, entry in found.items():
+        if "failed" in entry:
+            lines.append(f"  {name:34s} failed: {entry['failed']}")
+            continue
+        ratios = "".join(f" {entry.get(field, float('nan')):6.2f}" for field in (RATIO, RATIO_ALIKE))
+        peak = "" if entry["peak_mb"] is None else f"{entry['peak_mb']:.0f}"
         lines.append(
-            f"  {name:18s} {entry['cpu_ms']:13.1f} {entry['ratio']:6.2f} {entry['wall_ms']:14.1f} "
-            f"{entry['peak_mb']:8d} {entry['undisturbed']}/{entry['calls']}"
+            f"  {name:34s} {entry['images_per_second']:9.1f} {entry['cpu_ms']:8.2f} {entry['wall_ms']:8.2f}{ratios} "
+            f"{peak:>8s} {entry['undisturbed']}/{entry['calls']}"
         )
     return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.bench_end_to_end", description=__doc__)
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m bench.bench_end_to_end", description=__doc__, formatter_class=formatter)
     parser.add_argument("--models", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME")
     parser.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS), metavar="NAME")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--inputs", type=int, default=4, help="different batches that take turns (default 4)")
+    parser.add_argument("--calls", type=int, help="batches per turn (default 1, on CUDA 10)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--retain", action="store_true", help="all keep freed memory, as the pxp-fast command does")
+    parser.add_argument("--out", type=Path, help=f"default {RESULTS}/end_to_end.json")
     options = parser.parse_args(arguments)
+    cuda = options.device == "cuda"
+    options.calls = options.calls or (10 if cuda else 1)
+    options.out = options.out or RESULTS / ("end_to_end_cuda.json" if cuda else "end_to_end.json")
+    return options
 
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    fields = ("device", "batch", "inputs", "calls", "repeats", "retain")
     results = {
-        "machine": machine(options.threads),
+        "command": " ".join(["python -m bench.bench_end_to_end", *given]),
+        "machine": machine(options.threads, options.device),
         "versions": versions(),
-        "batch": options.batch,
-        "repeats": options.repeats,
+        **{field: getattr(options, field) for field in fields},
+        "ratios_compare": clock_of(options.device),
         "date": time.strftime("%Y-%m-%d"),
         "models": {},
     }
-    for model in options.models:
-        chosen = [
-            name for name, (_, _, networks) in CONTENDERS.items()
-            if model in networks and (name in options.contenders or name == YARDSTICK)
-        ]  # fmt: skip
-        found = compare(model, chosen, options.batch, options.threads, options.repeats)
-        results["models"][model] = found
-        print(table(model, found), flush=True)
+    for network in options.models:
+        chosen = [n for n in contenders(network, options.device) if n in options.contenders]
+        like = {YARDSTICK} | {yardstick_like(name, network) for name in chosen}
+        shared = {field: getattr(options, field) for field in ("batch", "device", "threads", "inputs", "retain")}
+        names = [name for name in CONTENDERS if name in like.union(chosen)]
+        jobs = [Job(name, network, **shared) for name in names]
+        found = compare(jobs, options.calls, options.repeats)
+        results["models"][network] = found
+        print(table(network, found), flush=True)
         with atomic_write(options.out) as temporary:  # after every network, so that an interrupted run leaves its part
             temporary.write_text(json.dumps(results, indent=1) + "\n")
     print(f"written: {options.out}")

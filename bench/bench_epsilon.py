@@ -1,7 +1,6 @@
 """How fast `epsilon` runs through memory, beside its reference and what torch.compile makes of the same expression.
 
-``pytest -s bench/bench_epsilon.py`` prints GB/s, which also stand in `extra_info` of ``--benchmark-json``. A pass reads
-two tensors and writes one; that is what GB/s counts.
+``pytest -s bench/bench_epsilon.py``. A pass reads two tensors and writes one; that is what GB/s counts.
 """
 
 from __future__ import annotations
@@ -10,12 +9,11 @@ import math
 
 import pytest
 import torch
-import torch._dynamo
 
 from pxp_fast.ops import epsilon
 from pxp_fast.ops.epsilon import reference
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from .rounds import DEVICE, compiled, dtypes, rotated, run
 
 # Layers that the engine meets: a ResNet's early and late blocks, a ViT's MLP and heads, at batch 8.
 CASES = {
@@ -35,8 +33,9 @@ _RATIOS = {
 }
 
 
-@torch.compile(dynamic=False)
-def _fused(carry, output, eps, activation, unit_dim, group):
+@compiled
+def fused(carry, output, eps, activation, unit_dim, group):
+    """The same expression in the form that suits Inductor best: each layout reduced as it lies."""
     z = output.float()
     passed = carry.float() * _RATIOS[activation](z)
     magnitude = z.abs()
@@ -48,41 +47,19 @@ def _fused(carry, output, eps, activation, unit_dim, group):
     return (passed * (magnitude / (magnitude + eps))).to(output.dtype), sums
 
 
-def compiled(carry, output, eps, activation, unit_dim, group):
-    """The same expression in the form that suits Inductor best: each layout reduced as it lies."""
-    return _fused(carry, output, eps, activation, unit_dim, group)
-
-
-torch._dynamo.config.recompile_limit = 64
-
-
 def operator(carry, output, eps, activation, unit_dim, group):
     return epsilon(carry, output, eps=eps, activation=activation, unit_dim=unit_dim, group=group)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@dtypes
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("implementation", [operator, compiled, reference], ids=["pxp_fast", "compile", "reference"])
+@pytest.mark.parametrize("implementation", [operator, fused, reference], ids=["pxp_fast", "compile", "reference"])
 def test_epsilon(benchmark, case, dtype, implementation):
     shape, layout, activation, unit_dim, group = CASES[case]
     benchmark.group = f"{case} {dtype}"
-    generator = torch.Generator().manual_seed(0)
-    # Several sets of tensors in turn, more than the last-level cache holds, as a network's layers would be.
-    sets = []
-    for _ in range(max(2, math.ceil(256e6 / (math.prod(shape) * 2 * dtype.itemsize)))):
-        pair = [torch.randn(shape, generator=generator).to(DEVICE, dtype) for _ in range(2)]
-        sets.append([t.contiguous(memory_format=layout) for t in pair])
-    turn = iter(range(10**9))
 
-    def run():
-        carry, output = sets[next(turn) % len(sets)]
-        result = implementation(carry, output, 1e-6, activation, unit_dim, group)
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-        return result
+    def make(generator):
+        pair = [torch.randn(shape, generator=generator, device=DEVICE).to(dtype) for _ in range(2)]
+        return *(t.contiguous(memory_format=layout) for t in pair), 1e-6, activation, unit_dim, group
 
-    benchmark.pedantic(run, rounds=30, warmup_rounds=5)
-    # The fastest round: on a machine that others use too, everything above it is their time.
-    speed = 3 * math.prod(shape) * dtype.itemsize / benchmark.stats.stats.min / 1e9
-    benchmark.extra_info["GB/s"] = round(speed, 2)
-    print(f"\n{case:22s} {str(dtype):16s} {implementation.__name__:10s} {speed:7.2f} GB/s")
+    run(benchmark, implementation, rotated(make), moved=3 * math.prod(shape) * dtype.itemsize)

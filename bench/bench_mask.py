@@ -1,4 +1,7 @@
-"""How long it takes to zero a third of ResNet-50's filters, all layers in one call. ``pytest bench/bench_mask.py``."""
+"""How long it takes to zero a third of ResNet-50's filters, all layers in one call. ``pytest -s bench/bench_mask.py``.
+
+GB/s counts the zeros written, the least there is to do.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import torch
 from pxp_fast.ops import mask_
 from pxp_fast.ops.mask import reference
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from .rounds import DEVICE, compiled, rotated, run
 
 # Filters, input channels and kernel size of the convolutions in each of ResNet-50's four stages, and how often.
 STAGES = [(64, 256, 1, 3), (64, 64, 3, 3), (256, 64, 1, 3), (128, 512, 1, 4), (128, 128, 3, 4), (512, 128, 1, 4),
@@ -16,16 +19,17 @@ STAGES = [(64, 256, 1, 3), (64, 64, 3, 3), (256, 64, 1, 3), (128, 512, 1, 4), (1
           (2048, 512, 1, 3)]  # fmt: skip
 
 
-@pytest.mark.parametrize("implementation", [mask_, reference], ids=["pxp_fast", "reference"])
+@pytest.mark.parametrize(
+    "implementation", [mask_, compiled(reference), reference], ids=["pxp_fast", "compile", "reference"]
+)
 def test_mask(benchmark, implementation):
-    weights = [torch.randn(out, into, k, k, device=DEVICE) for out, into, k, n in STAGES for _ in range(n)]
-    norms = [torch.randn(w.shape[0], device=DEVICE) for w in weights for _ in range(2)]
-    parameters = weights + norms
-    keep = [torch.rand(p.shape[0], device=DEVICE) > 1 / 3 for p in parameters]
+    def make(generator):
+        like = {"generator": generator, "device": DEVICE}
+        weights = [torch.randn(out, into, k, k, **like) for out, into, k, n in STAGES for _ in range(n)]
+        parameters = weights + [torch.randn(w.shape[0], **like) for w in weights for _ in range(2)]
+        keep = [torch.rand(p.shape[0], **like) > 1 / 3 for p in parameters]
+        return parameters, keep, [0] * len(parameters)
 
-    def run():
-        implementation(parameters, keep, [0] * len(parameters))
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-
-    benchmark.pedantic(run, rounds=20, warmup_rounds=2)
+    sets = rotated(make)
+    moved = sum(p.nbytes * float((~k).float().mean()) for p, k in zip(*sets[0][:2], strict=True))
+    run(benchmark, implementation, sets, moved, rounds=20)

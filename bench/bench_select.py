@@ -1,4 +1,7 @@
-"""How long it takes to choose a third of all units. ``pytest bench/bench_select.py``."""
+"""How long it takes to choose a third of all units. ``pytest -s bench/bench_select.py``.
+
+GB/s counts every score read once and every answer written once.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import torch
 from pxp_fast.ops import select
 from pxp_fast.ops.select import reference
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from .rounds import DEVICE, compiled, rotated, run
 
 
 def sort(scores, k):
@@ -16,14 +19,8 @@ def sort(scores, k):
 
 
 @pytest.mark.parametrize("n", [26_560, 46_224, 1_000_000])
-@pytest.mark.parametrize("implementation", [select, sort], ids=["pxp_fast", "reference"])
+@pytest.mark.parametrize("implementation", [select, compiled(sort), sort], ids=["pxp_fast", "compile", "reference"])
 def test_select(benchmark, n, implementation):
     benchmark.group = f"{n} scores"
-    scores = torch.randn(n, dtype=torch.float64, device=DEVICE)
-
-    def run():
-        implementation(scores, n // 3)
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-
-    benchmark.pedantic(run, rounds=20, warmup_rounds=2)
+    sets = rotated(lambda generator: (torch.randn(n, dtype=torch.float64, generator=generator, device=DEVICE), n // 3))
+    run(benchmark, implementation, sets, moved=9 * n, rounds=20)

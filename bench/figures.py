@@ -62,13 +62,19 @@ def batches(split: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return list(zip(demo.normalize(images).split(250), labels.split(250), strict=True))
 
 
-def draw(record: dict, path: Path) -> None:
+def style():
+    """pyplot, set up so that every plot of the README looks alike and the same data give the same file."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     matplotlib.rcParams.update({"svg.hashsalt": "pxp_fast", "font.size": 9, "font.family": "sans-serif"})
+    return pyplot
+
+
+def draw(record: dict, path: Path) -> None:
+    pyplot = style()
     figure, axes = pyplot.subplots(1, 3, figsize=(9.5, 2.9), sharey=True, layout="constrained")
     rates = [100 * rate for rate in record["rates"]]
     for axis, (name, title) in zip(axes, NAMES.items(), strict=True):

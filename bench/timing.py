@@ -34,11 +34,16 @@ class Summary:
     undisturbed: int
 
 
-def measure(call: Callable[[], object]) -> Call:
-    """Time one call. Processor time is what comparisons should rest on: it barely feels other processes."""
+def measure(call: Callable[[], object], synchronize: Callable[[], None] = lambda: None) -> Call:
+    """Time one call, until the device has done its work as well.
+
+    On a CPU, processor time is what comparisons should rest on: it barely feels other processes.
+    """
     gc.collect()
+    synchronize()
     busy, cpu, wall = _busy(), time.process_time(), time.perf_counter()
     call()
+    synchronize()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return Call(wall, cpu, max(0.0, _busy() - busy - cpu) / wall)
 
@@ -61,9 +66,22 @@ def record(summary: Summary) -> dict:
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(summary).items()}
 
 
-def machine(threads: int) -> dict:
+def machine(threads: int, device: str = "cpu") -> dict:
     """What the numbers were taken on."""
-    return {
+    gpu = {}
+    if device == "cuda":
+        import torch
+
+        properties = torch.cuda.get_device_properties(0)
+        gpu = {
+            "gpu": properties.name,
+            "gpu_memory_gb": round(properties.total_memory / 2**30, 1),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "tf32_convolutions": torch.backends.cudnn.allow_tf32,
+            "tf32_products": torch.backends.cuda.matmul.allow_tf32,
+        }
+    return gpu | {
         "processor": _field("/proc/cpuinfo", "model name") or platform.processor(),
         "cores": os.cpu_count(),
         "threads": threads,

@@ -1,0 +1,162 @@
+"""The README's table of speed and the plots, from the results in bench/results: `python -m bench.readme`.
+
+Writes what stands between the two markers in README.md, docs/speed.svg, and, where their results are there,
+docs/growth.svg and docs/pruning.svg. Doing it again changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from pxp_fast.files import atomic_write
+
+from . import figures, growth
+from .contest import RATIO
+
+ROOT = Path(__file__).resolve().parent.parent
+START, END = "<!-- speed: made by `python -m bench.readme` -->", "<!-- end of speed -->"
+NETWORKS = {
+    "resnet18": "ResNet-18",
+    "resnet50": "ResNet-50",
+    "vgg16": "VGG-16",
+    "vgg16_bn": "VGG-16-BN",
+    "vit_s_16": "ViT-S/16",
+    "vit_b_16": "ViT-B/16",
+}
+# Contender -> what the README calls it, in the order of its rows; {name} stands for a version.
+LABELS = {
+    "gradient": "torch: forward + input gradient",
+    "gradient graph": "the same, CUDA graph",
+    "gradient channels-last": "the same, channels-last",
+    "gradient channels-last graph": "the same, channels-last, CUDA graph",
+    "zennit": "zennit {zennit}",
+    "hooks": "zennit {zennit}, hooks and copies, one image at a time",
+    "lxt": "LXT {lxt}",
+    "lxt+epsilon": "LXT {lxt}, with epsilon on linear layers",
+    "captum": "captum {captum}",
+    "torch_pruning": "Torch-Pruning {torch-pruning}, Taylor importance",
+    "compiled": "the same rule by hand, torch.compile",
+    "compiled graph": "the same rule by hand, torch.compile, CUDA graph",
+    "pxp_fast exact": "**pxp_fast**, float32, `exact=True`",
+    "pxp_fast": "**pxp_fast**, float32",
+    "gradient bfloat16": "torch: forward + input gradient, bfloat16",
+    "gradient bfloat16 graph": "the same, CUDA graph",
+    "gradient bfloat16 channels-last": "the same, channels-last",
+    "gradient bfloat16 channels-last graph": "the same, channels-last, CUDA graph",
+    "compiled bfloat16": "the same rule by hand, torch.compile, bfloat16",
+    "compiled bfloat16 graph": "the same rule by hand, torch.compile, bfloat16, CUDA graph",
+    "pxp_fast bfloat16": "**pxp_fast**, bfloat16",
+}
+
+
+def table(record: dict) -> str:
+    """Images per second in Markdown: a column per network, a row per contender; what did not run stays empty."""
+    networks = [name for name in NETWORKS if name in record["models"]]
+    lines = ["| images per second | " + " | ".join(NETWORKS[name] for name in networks) + " |"]
+    lines.append("|---|" + "---:|" * len(networks))
+    for contender, label in LABELS.items():
+        found = [record["models"][name].get(contender, {}).get("images_per_second") for name in networks]
+        if any(found):
+            cells = " | ".join("" if speed is None else number(speed) for speed in found)
+            lines.append(f"| {label.format_map(record['versions'])} | {cells} |")
+    return "\n".join(lines)
+
+
+def number(speed: float) -> str:
+    return f"{speed:.1f}" if speed < 100 else f"{speed:,.0f}"
+
+
+def caption(record: dict, path: str) -> str:
+    """What was measured, on what, how, and by which command."""
+    machine, batch, repeats = record["machine"], record["batch"], record["repeats"]
+    if record["device"] == "cuda":
+        where = f"one {machine['gpu']} ({machine['gpu_memory_gb']:.0f} GB), images already on it"
+    else:
+        where = f"{machine['threads']} of {machine['cores']} cores ({machine['processor']})"
+    entries = [entry for found in record["models"].values() for entry in found.values() if "calls" in entry]
+    quiet, calls = (sum(entry[field] for entry in entries) for field in ("undisturbed", "calls"))
+    spread = max(entry["wall_ms"] / entry["fastest_wall_ms"] for entry in entries) - 1
+    return (
+        f"*Scoring every unit at 224 px, batch {batch}, on {where}: medians of {repeats} interleaved repeats, each "
+        f"contender in a process of its own; {quiet} of {calls} timed turns saw no other load on the machine, and "
+        f"medians lie up to {spread:.0%} above the fastest turn. Made by "
+        f"`{record['command']}` ({record['date']}); all figures, with processor time and memory, in `{path}`.*"
+    )
+
+
+def section(results: Path) -> str:
+    """All that stands between the markers."""
+    parts = []
+    for device, title in (("", "CPU"), ("_cuda", "GPU")):
+        path = results / f"end_to_end{device}.json"
+        if path.exists():
+            record = json.loads(path.read_text())
+            parts += [table(record), caption(record, f"bench/results/{path.name}")]
+        else:
+            parts.append(f"*No {title} figures: none was measured.*")
+    parts.append("![Time per image beside torch's forward and input gradient](docs/speed.svg)")
+    parts.append(
+        "*Time per image as a multiple of torch's own forward and input gradient in float32, on the CPU: shorter is "
+        "faster.*"
+    )
+    return "\n\n".join(parts)
+
+
+def with_section(readme: str, text: str) -> str:
+    """The README with `text` between its markers."""
+    if readme.count(START) != 1 or readme.count(END) != 1 or readme.index(START) > readme.index(END):
+        raise ValueError(f"README.md needs the lines {START} and {END}, once each and in this order")
+    before, rest = readme.split(START)
+    return f"{before}{START}\n\n{text}\n\n{END}{rest.split(END)[1]}"
+
+
+def draw(record: dict, path: Path) -> None:
+    """A panel per network: every contender's time as a multiple of the yardstick's."""
+    pyplot = figures.style()
+    networks = [name for name in NETWORKS if name in record["models"]]
+    columns = min(2, len(networks))
+    rows = -(-len(networks) // columns)
+    tallest = max(len(found) for found in record["models"].values())
+    size = (9.5, (0.21 * tallest + 0.5) * rows)
+    figure, plots = pyplot.subplots(rows, columns, figsize=size, squeeze=False, sharex=True, layout="constrained")
+    for plot in plots.flat[len(networks) :]:
+        plot.remove()
+    for plot, network in zip(plots.flat, networks, strict=False):
+        found = record["models"][network]
+        shown = [name for name in reversed(LABELS) if found.get(name, {}).get(RATIO) is not None]
+        ratios = [found[name][RATIO] for name in shown]
+        colours = ["#0b6e69" if "pxp_fast" in n else "#7b8794" if "gradient" in n else "#c3cad1" for n in shown]
+        bars = plot.barh(range(len(shown)), ratios, color=colours, height=0.7)
+        plot.bar_label(bars, [f"{ratio:.2f}" for ratio in ratios], padding=2, fontsize=7)
+        plot.set_yticks(range(len(shown)), shown, fontsize=7)
+        plot.axvline(1, color="#3e4c59", lw=0.8)
+        plot.set_title(NETWORKS[network], fontsize=9)
+        plot.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def main(root: Path = ROOT) -> int:
+    results = root / "bench" / "results"
+    readme = root / "README.md"
+    written = with_section(readme.read_text(), section(results))
+    with atomic_write(readme) as temporary:
+        temporary.write_text(written)
+    for source, drawing, plot in (
+        ("end_to_end", draw, "speed"),
+        ("growth", growth.draw, "growth"),
+        ("demo_curves", figures.draw, "pruning"),
+    ):
+        path = results / f"{source}.json"
+        if path.exists():
+            drawing(json.loads(path.read_text()), root / "docs" / f"{plot}.svg")
+            print(f"docs/{plot}.svg from {path.relative_to(root)}")
+    print("README.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
