@@ -28,6 +28,8 @@ class Relevance:
         Kinds of units to score, of ``"filter"``, ``"neuron"``, ``"head"``; None: all.
     dtype, device
         Of the computation; default: the model's.
+    fused
+        Whether products and passes are one kernel; see :class:`pxp_fast.lrp.Program`.
     exact
         Slower kernels for float32, with smaller rounding errors; see :class:`pxp_fast.lrp.Program`.
 
@@ -47,6 +49,7 @@ class Relevance:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         exact: bool = False,
+        fused: bool | None = None,
     ) -> None:
         unknown = set(kinds or ()) - set(KINDS)
         if unknown:
@@ -69,7 +72,7 @@ class Relevance:
             readers[site.node] = Reader(offsets[name], site.group.count, site.batch_dim, site.scale)
         self.units = tuple(groups.values())
         self.num_classes = captured.num_classes
-        self.program = Program(captured, readers, composite, dtype=dtype, device=device, exact=exact)
+        self.program = Program(captured, readers, composite, dtype=dtype, device=device, exact=exact, fused=fused)
 
     def run(self, images: Tensor, targets: Tensor, initial: str = "one", observe=None) -> Tensor:
         """Table ``[2, N, U]`` of signed and absolute relevance; see :meth:`pxp_fast.lrp.Program.run`."""

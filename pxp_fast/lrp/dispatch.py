@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from ..errors import CaptureError
 from .attention import Attention, MatrixProduct
 from .fold import LINEAR, WEIGHTED
+from .fused import FusedConvolution, FusedLinear, Policy
 from .graph import ATEN, argument, module_of, packet
 from .layers import Convolution, Linear, Weighted
 from .norms import GroupNorm, LayerNorm, RootMeanSquareNorm
@@ -85,6 +86,8 @@ class Scope:
         Nodes that do not depend on the images.
     eps
         The stabilizer.
+    policy
+        Which products are fused with the pass of the layer below.
     onednn
         Take oneDNN's own operators for convolutions and linear layers.
     fallbacks
@@ -95,6 +98,7 @@ class Scope:
     carrying: set[fx.Node]
     constants: Mapping[fx.Node, object]
     eps: float
+    policy: Policy
     onednn: bool = False
     fallbacks: dict[str, int] = dataclasses.field(default_factory=collections.Counter)
 
@@ -105,7 +109,7 @@ def operator_for(node: fx.Node, scope: Scope) -> Operator:
     if name == "batch_norm" and argument(node, "training"):
         raise CaptureError(f"{module_of(node)} normalises by batch statistics in eval mode; relevance needs fixed ones")
     if node.target in WEIGHTED and node.args[1] in scope.constants:
-        return _weighted(node, scope)(node, eps, _sole_activation(node), node.args[0] in scope.live)
+        return _weighted(node, scope)
     if node not in scope.live:
         return Operator(node, eps)
     reached = [n for n in receivers(node) if n in scope.live]
@@ -139,11 +143,15 @@ def operator_for(node: fx.Node, scope: Scope) -> Operator:
     return Taped(node, eps, reached)
 
 
-def _weighted(node: fx.Node, scope: Scope) -> type[Weighted]:
-    """Which way of computing a convolution or linear layer suits the machine."""
-    if node.target is LINEAR:
-        return OneLinear if scope.onednn else Linear
-    return PackedConvolution if scope.onednn and packs(node) else Convolution
+def _weighted(node: fx.Node, scope: Scope) -> Weighted:
+    """A convolution or linear layer in the way that suits the machine."""
+    arguments = node, scope.eps, _sole_activation(node), node.args[0] in scope.live
+    linear = node.target is LINEAR
+    if scope.policy.anything:
+        return (FusedLinear if linear else FusedConvolution)(*arguments, scope.policy)
+    if linear:
+        return (OneLinear if scope.onednn else Linear)(*arguments)
+    return (PackedConvolution if scope.onednn and packs(node) else Convolution)(*arguments)
 
 
 def _products(node: fx.Node, scope: Scope) -> int:

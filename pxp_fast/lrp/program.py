@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from .carry import Held
 from .composites import Composite, composite
 from .dispatch import Scope, operator_for, receivers
 from .fold import CONVOLUTIONS, fold_batch_norm, hoist_reshapes, prepare_for_dtype
+from .fused import Policy, reproducible
 from .graph import Captured
 from .onednn import serves
 from .rules import Operator, Run
@@ -64,6 +66,9 @@ class Program:
         contiguous convolutions, ATen's matrix products, no TF32 on a GPU. Otherwise convolutions are channels-last and,
         on a CPU, all products oneDNN's, which add up in longer runs (rounding errors are two to six times larger); on a
         GPU PyTorch's own switches decide about TF32. Reduced precision always takes the quicker way, float64 never.
+    fused
+        Whether each layer's product going back and the pass of the layer below are one kernel; None: where that is
+        quicker (see :mod:`pxp_fast.lrp.fused`), which on a CPU it is not.
 
     Attributes
     ----------
@@ -81,6 +86,7 @@ class Program:
         device: torch.device | str | None = None,
         input_relevance: bool = False,
         exact: bool = False,
+        fused: bool | None = None,
     ) -> None:
         self.composite = composite(rules)
         self.captured = captured
@@ -103,7 +109,9 @@ class Program:
         self.live = self._reached_from({captured.images} if input_relevance else set(), set(readers))
         carrying = self._reached_from({captured.images}, set(readers))
         onednn = self.fast and serves(self.device, self.dtype)
-        scope = Scope(self.live, carrying, self.constants, self.composite.stabilizer, onednn)
+        self.exact = exact
+        policy = Policy(self.device, self.dtype, exact, fused)
+        scope = Scope(self.live, carrying, self.constants, self.composite.stabilizer, policy, onednn)
         self.steps = self._compile(readers, scope)
         self.factors = self._factors(readers)
         self.fallbacks = dict(scope.fallbacks)
@@ -195,7 +203,10 @@ class Program:
 
     def compute(self, images: Tensor, targets: Tensor, initial: str = "one", observe: Callable | None = None) -> Tensor:
         """:meth:`run` without its checks: nothing here waits for the device or depends on a value on it."""
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+        state = torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False)
+        with contextlib.ExitStack() as stack:
+            for context in (*state, reproducible(self.device, self.exact)):
+                stack.enter_context(context)
             return self._compute(images, targets, initial, observe)
 
     def _compute(self, images: Tensor, targets: Tensor, initial: str, observe: Callable | None) -> Tensor:

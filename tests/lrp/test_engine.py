@@ -270,3 +270,11 @@ def test_a_model_that_cannot_be_explained_is_refused(network):
     with pytest.raises(CaptureError) as caught:
         Relevance(network().eval(), torch.randn(2, 3, 3, 3))
     assert len(str(caught.value)) > 40
+
+
+@pytest.mark.parametrize("build", [*NETWORKS, pytest.param(vit_of_65_tokens, id="vit-65")])
+def test_fused_products_score_as_separate_ones(build):
+    model, images, labels = build()
+    model, images = copy.deepcopy(model).double(), images.double()
+    truth = Relevance(model, images).run(images, labels)
+    assert relative_l1(Relevance(model, images, fused=True).run(images, labels), truth) < 1e-12
