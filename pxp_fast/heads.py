@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import fx
 
-from .lrp.fold import CONVOLUTIONS, LINEAR, VIEWS
-from .lrp.graph import ATEN, Captured, argument, module_of, packet
+from .lrp.fold import CONVOLUTIONS, LINEAR
+from .lrp.graph import Captured, argument, module_of, packet
+from .lrp.probe import Probe
 from .lrp.rules import ACTIVATIONS
 from .units import ParameterSlice, UnitGroup
 
@@ -66,47 +65,19 @@ def _columns_of_heads(captured: Captured, node: fx.Node, reader: fx.Node) -> tup
 
     Right for any layout; None if a column does not belong to one head.
     """
-    shape = [int(size) if isinstance(size, int) else None for size in captured.shape(node)]
-    samples = 2
-    leading = captured.shape(node)[0]
-    probe_batch = samples * _multiple(leading, captured.batch)
-    labels = torch.arange(shape[1]).view(1, -1, 1, 1).expand(probe_batch, shape[1], *shape[2:])
-    env: dict[fx.Node, object] = {node: labels}
+    shape = Probe.shape(captured, node)
+    probe = Probe(captured, {node: torch.arange(shape[1]).view(1, -1, 1, 1).expand(shape)})
     path, current = [], node
     while current is not reader:
         current = next(iter(current.users))
         path.append(current)
 
-    def value(n: fx.Node) -> object:
-        if n not in env:
-            env[n] = _size_value(n, captured, samples)
-        return env[n]
-
     for step in path[:-1]:
         if step.target in ACTIVATIONS:  # keeps a head's zeros where they are
-            env[step] = env[step.args[0]]
-            continue
-        args, kwargs = fx.node.map_arg((step.args, step.kwargs), value)
-        # The labels' strides are not those of the attention's output, which a view may rely on.
-        env[step] = (ATEN.reshape.default if step.target in VIEWS else step.target)(*args, **kwargs)
-    columns = env[reader.args[0]].movedim(-1 if reader.target is LINEAR else 1, -1).flatten(0, -2)
+            probe.values[step] = probe.values[step.args[0]]
+        else:
+            probe.run(step)
+    columns = probe.values[reader.args[0]].movedim(-1 if reader.target is LINEAR else 1, -1).flatten(0, -2)
     if not bool((columns == columns[0]).all()):
         return None
     return tuple(tuple(torch.nonzero(columns[0] == head).flatten().tolist()) for head in range(shape[1]))
-
-
-def _multiple(size: int | torch.SymInt, batch: torch.SymInt) -> int:
-    """k, where `size` is k times the batch size."""
-    return math.ceil(_hint(size) / _hint(batch))
-
-
-def _hint(size: int | torch.SymInt) -> int:
-    return size.node.hint if isinstance(size, torch.SymInt) else size
-
-
-def _size_value(node: fx.Node, captured: Captured, samples: int) -> object:
-    """A shape computation of the graph for a batch of `samples`."""
-    if node in captured.constants:
-        return captured.constants[node]
-    size = node.meta["val"]
-    return size if isinstance(size, int) else samples * _multiple(size, captured.batch)

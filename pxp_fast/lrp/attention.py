@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, fx
 
@@ -124,6 +128,7 @@ class Attention(HeadOutput):
         super().__init__(node, eps)
         self.receivers = receivers
         self.plain = len(node.args) == 3 and set(node.kwargs) <= {"scale"}
+        self.shares = SHARES
 
     def forward(self, run: Run) -> tuple[object, object]:
         sources, rest = run.value(self.node.args[:3]), run.value((self.node.args[3:], self.node.kwargs))
@@ -142,13 +147,34 @@ class Attention(HeadOutput):
         if not self.receivers:
             return
         if out.requires_grad:
-            grads = torch.autograd.grad(out, leaves, split)
-            for grad, share in zip(grads, SHARES, strict=True):
-                grad.mul_(share)
+            with reproducible_attention(split.device):
+                grads = torch.autograd.grad(out, leaves, split)
+            for grad, share in zip(grads, self.shares, strict=True):
+                if share != 1:
+                    grad.mul_(share)
         else:
-            grads = _backward_by_sample(*leaves, out, split, self.node.kwargs.get("scale"))
+            grads = _backward_by_sample(*leaves, out, split, self.node.kwargs.get("scale"), self.shares)
         for source, grad in zip(self.node.args[:3], grads, strict=True):
             run.give(source, grad)
+
+
+@contextlib.contextmanager
+def reproducible_attention(device: torch.device) -> Iterator[None]:
+    """Let the fused backward add up in one order, which on a GPU it does when PyTorch is asked to be deterministic."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of products that need a setting in the environment to be deterministic
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = fills
 
 
 def _recomputes(key: Tensor) -> bool:
@@ -157,16 +183,22 @@ def _recomputes(key: Tensor) -> bool:
 
 
 def _backward_by_sample(
-    query: Tensor, key: Tensor, value: Tensor, out: Tensor, carry: Tensor, scale: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    carry: Tensor,
+    scale: float | None,
+    shares: tuple[float, float, float],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention's gradient in `SHARES`, one sample's attention matrices at a time: they stay in cache, never stored.
+    """Attention's gradient in `shares`, one sample's attention matrices at a time: they stay in cache, never stored.
 
     All tensors ``[N, heads, tokens, d]``; returns the gradients of query, key and value.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     grads = tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (query, key, value))
     delta = (carry * out).sum(-1, keepdim=True)
-    factors = (SHARES[0] * scale, SHARES[1] * scale, SHARES[2])
+    factors = (shares[0] * scale, shares[1] * scale, shares[2])
     for sample in range(len(query)):
         q, k, v, c = (t[sample].contiguous() for t in (query, key, value, carry))
         weights = torch.softmax((q * scale) @ k.transpose(-1, -2), -1)

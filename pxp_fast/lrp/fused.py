@@ -65,13 +65,22 @@ class Policy:
 
 
 class FusedLinear(Linear):
-    """A linear layer whose transposed product ends with the epsilon pass of the layer below."""
+    """A linear layer whose transposed product ends with the epsilon pass of the layer below.
+
+    `shares` multiplies the rows of the weight on the way back: what attention's split leaves of each feature's carry.
+    """
 
     def __init__(self, node: fx.Node, eps: float, activation: fx.Node | None, needs_input: bool, policy: Policy):
         super().__init__(node, eps, activation, needs_input)
         self.policy = policy
+        self.shares: Tensor | None = None
+        self.shared: Tensor | None = None
 
     def transposed(self, scaled: Tensor, weight: Tensor, shape: torch.Size) -> Pending:
+        if self.shares is not None:
+            if self.shared is None:
+                self.shared = (weight.double() * self.shares.to(weight.device).unsqueeze(1)).to(weight.dtype)
+            weight = self.shared
         if not self.policy.fuses(weight.shape[0], weight.shape[1], convolution=False):
             return super().transposed(scaled, weight, shape)
         return FusedLinearProduct(scaled, weight, self.policy.tf32(convolution=False))

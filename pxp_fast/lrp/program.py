@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import DataError
-from .attention import HeadOutput
+from .attention import Attention, HeadOutput
 from .carry import Held
 from .composites import Composite, composite
 from .dispatch import Scope, operator_for, receivers
 from .fold import CONVOLUTIONS, fold_batch_norm, hoist_reshapes, prepare_for_dtype
-from .fused import Policy, reproducible
+from .fused import FusedLinear, Policy, reproducible
 from .graph import Captured
 from .onednn import serves
 from .rules import Operator, Run
+from .splitting import shares_of
 from .tokens import keep_read_tokens
 
 
@@ -145,10 +146,21 @@ class Program:
                 step.reader = readers.get(node)
                 fused.add(step.output)
                 steps.append(step)
+        self._fold_splits({step.node: step for step in steps})
         views = {view for step in steps if isinstance(step, HeadOutput) for view in step.views}
         for step in steps:
             step.bypassed = step.node in views
         return steps
+
+    def _fold_splits(self, steps: dict[fx.Node, Operator]) -> None:
+        """Let the layers that make queries, keys and values split attention's carry, where only attention reads it."""
+        for node, step in steps.items():
+            shares = shares_of(self.captured, node) if isinstance(step, Attention) else None
+            layers = [steps.get(layer) for layer in shares or ()]
+            if layers and all(isinstance(s, FusedLinear) and s.reader is None for s in layers):
+                step.shares = (1, 1, 1)
+                for layer in layers:
+                    layer.shares = shares[layer.node]
 
     def _factors(self, readers: Mapping[fx.Node, Reader]) -> Tensor | None:
         """The readers' scales as a row of the table; None where all are 1."""

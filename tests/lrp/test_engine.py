@@ -14,6 +14,8 @@ from torch import nn
 from pxp_fast.criteria import Relevance, attribute
 from pxp_fast.errors import CaptureError, DataError, ModelError, PxpError
 from pxp_fast.lrp import Program, capture
+from pxp_fast.lrp.attention import Attention
+from pxp_fast.lrp.fused import FusedLinear
 
 
 def explained(model, images):
@@ -278,3 +280,14 @@ def test_fused_products_score_as_separate_ones(build):
     model, images = copy.deepcopy(model).double(), images.double()
     truth = Relevance(model, images).run(images, labels)
     assert relative_l1(Relevance(model, images, fused=True).run(images, labels), truth) < 1e-12
+
+
+def test_attention_leaves_its_split_to_the_weights_below():
+    model, images, _ = small_vit()
+    relevance = Relevance(model, images, fused=True)
+    attentions = [step for step in relevance.program.steps if isinstance(step, Attention)]
+    layers = [step for step in relevance.program.steps if isinstance(step, FusedLinear) and step.shares is not None]
+    assert attentions and all(step.shares == (1, 1, 1) for step in attentions)
+    assert len(layers) == len(attentions)
+    for layer in layers:  # queries, keys and values side by side
+        assert layer.shares.view(3, -1).unique(dim=1).tolist() == [[0.25], [0.25], [0.5]]
