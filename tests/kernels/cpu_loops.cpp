@@ -5,6 +5,7 @@ using namespace pxp::cpu;
 
 extern "C" {
 void run_layer_norm(const LayerNormTask* task, int64_t begin, int64_t end) { baseline::layer_norm(*task, begin, end); }
+void run_scale(const EpsilonTask* task, int64_t begin, int64_t end) { baseline::epsilon_scale(*task, begin, end); }
 void run_positions(const EpsilonTask* task, int64_t begin, int64_t end) {
   baseline::epsilon_positions(*task, begin, end);
 }

@@ -13,6 +13,7 @@ from pxp_fast.ops import ACTIVATIONS
 from pxp_fast.ops.epsilon import reference as epsilon_reference
 from pxp_fast.ops.layer_norm import reference as layer_norm_reference
 
+SCALE, SCALE_AND_SUM = 0, 2
 ROWS, COLUMNS, SOME = 2**28, 24, 3
 EPS, F32 = 1e-2, torch.float32
 
@@ -27,16 +28,18 @@ LayerNormTask = structure(
     "LayerNormTask",
     kind=(ctypes.c_int, "type"),
     eps=(ctypes.c_double, "eps"),
-    pointers=(ctypes.c_void_p, "carry output residual result rstd weight"),
+    pointers=(ctypes.c_void_p, "carry output residual join result rstd weight"),
     sizes=(ctypes.c_int64, "rows columns"),
 )
 EpsilonTask = structure(
     "EpsilonTask",
-    kind=(ctypes.c_int, "type activation"),
+    kind=(ctypes.c_int, "type activation pass_"),
+    add=(ctypes.c_bool, "add"),
     eps=(ctypes.c_double, "eps"),
     pointers=(ctypes.c_void_p, "carry output scaled sums partials"),
     sizes=(ctypes.c_int64, "samples rows columns units group block_rows blocks"),
     strides=(ctypes.c_int64, "carry_sample carry_row output_sample output_row scaled_sample scaled_row"),
+    sums=(ctypes.c_int64, "sums_which sums_sample"),
 )
 
 
@@ -67,14 +70,23 @@ def run(loop, task, begin, end):
     loop(ctypes.byref(task), ctypes.c_int64(begin), ctypes.c_int64(end))
 
 
-def epsilon_task(samples, units, *, block_rows=1, blocks=1, **tensors):
+def epsilon_task(samples, units, *, block_rows=1, blocks=1, pass_=SCALE_AND_SUM, **tensors):
     pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
     strides = dict.fromkeys(("carry_sample", "output_sample", "scaled_sample"), ROWS * COLUMNS)
     strides |= dict.fromkeys(("carry_row", "output_row", "scaled_row"), COLUMNS)
     return EpsilonTask(
         type=1, activation=ACTIVATIONS.index("relu"), eps=EPS, samples=samples, rows=ROWS, columns=COLUMNS, units=units,
-        group=1, block_rows=block_rows, blocks=blocks, **pointers, **strides,
+        group=1, block_rows=block_rows, blocks=blocks, pass_=pass_, sums_which=samples * units, sums_sample=units,
+        **pointers, **strides,
     )  # fmt: skip
+
+
+def test_epsilon_scale_in_place(loops):
+    carry, output = last_rows(0), last_rows(1)
+    last = carry[:, -SOME:].clone(), output[:, -SOME:].clone()
+    task = epsilon_task(1, ROWS, pass_=SCALE, carry=carry, output=output, scaled=carry)
+    run(loops.run_scale, task, ROWS - SOME, ROWS)
+    close(carry[:, -SOME:], epsilon_reference(*last, EPS, "relu", 1, 1)[0], F32)
 
 
 def test_epsilon_positions(loops):
@@ -114,10 +126,12 @@ def test_epsilon_combine(loops):
 
 
 def test_layer_norm(loops):
-    carry, output, rest = (last_rows(seed)[0] for seed in range(3))
+    carry, output, rest, total = (last_rows(seed)[0] for seed in range(4))
     result, rstd = zeros(ROWS * COLUMNS, F32).view(ROWS, COLUMNS), zeros(ROWS, F32).view(ROWS, 1)
     rstd[-SOME:], weight = 0.5, normal((COLUMNS,), F32, 4)
-    task = LayerNormTask(1, EPS, *(t.data_ptr() for t in (carry, output, rest, result, rstd, weight)), ROWS, COLUMNS)
+    pointers = (t.data_ptr() for t in (carry, output, rest, total, result, rstd, weight))
+    task = LayerNormTask(1, EPS, *pointers, ROWS, COLUMNS)
     run(loops.run_layer_norm, task, ROWS - SOME, ROWS)
     last = (t[-SOME:].clone() for t in (carry, output, rstd))
-    close(result[-SOME:], layer_norm_reference(*last, weight, rest[-SOME:].clone(), EPS), F32)
+    expected = layer_norm_reference(*last, weight, rest[-SOME:].clone(), EPS, total[-SOME:].clone())
+    close(result[-SOME:], expected, F32)
