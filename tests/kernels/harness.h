@@ -5,7 +5,7 @@
 
 namespace harness {
 
-inline std::string error;
+static std::string error;
 
 // 0, or 1 with the message in `error`.
 template <class Body>

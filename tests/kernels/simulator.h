@@ -97,7 +97,8 @@ struct State {
   unsigned seed = 0;
   unsigned last_blocks = ~0u;  // run only as many of every row of the grid, its last: for grids of billions of threads
 };
-inline State state;
+// Static, like all variables here: the linker makes one of inline variables of several libraries in a process.
+static State state;
 
 inline void yield() { change(state.current->context, state.scheduler); }
 
@@ -170,7 +171,7 @@ inline void fiber_main() {
 }
 
 // Fills every __shared__ variable of this module with 0xff: NaN in any floating-point type.
-inline thread_local unsigned char shared_memory_marker;
+static thread_local unsigned char shared_memory_marker;
 inline void poison_shared_memory() {
   volatile unsigned char& marker = shared_memory_marker;
   marker = 0;  // the segment exists from the first access on
