@@ -22,31 +22,36 @@ WARP_ROWS, BLOCK_ROWS, UNITS, GROUPS = range(4)
 EPS, ORDER = 1e-2, "random"
 
 
-def run_epsilon(library, variant, shape, strides, tensors, *, group=1, block_rows=16, width=32):
+def run_epsilon(library, variant, shape, strides, tensors, *, group=1, block_rows=16, width=32, add=False):
     samples, rows, columns = shape
+    sums = tensors[3]
     case = EpsilonCase(
         TYPES[F32], variant, True, width, ACTIVATIONS.index("relu"), samples, rows, columns, group, block_rows,
-        *strides * 3,
+        *strides * 3, sums.stride(1), sums.stride(0), add, True, False,
     )  # fmt: skip
     call(library, "epsilon", ORDER, ctypes.byref(case), EPS, *tensors)
 
 
 def epsilon_far_apart(library, variant):
-    """Few rows, 2^31 elements from one to the next, in all three tensors."""
+    """Few rows, 2^31 elements from one to the next, in all three tensors; and so are the sums that are added to."""
     shape, strides = (2, 3, 16), (3 * BILLIONS, BILLIONS)
     carry, output, scaled = (zeros(5 * BILLIONS + 16, F32).as_strided(shape, (*strides, 1)) for _ in range(3))
     carry.copy_(normal(shape, F32, 1)), output.copy_(normal(shape, F32, 2))
     group = 4 if variant == GROUPS else 1
     units = 3 if variant < UNITS else 16 // group
-    sums, partials = torch.empty(2, 2, units), torch.empty(2, 2, 2, units)
+    partials = torch.empty(2, 2, 2, units)
+    sums = zeros(3 * BILLIONS + units, F32).as_strided((2, 2, units), (2 * BILLIONS, BILLIONS, 1))
+    start = normal((2, 2, units), F32, 3)
+    sums.copy_(start)
     tensors = (carry, output, scaled, sums, partials)
     # As many columns of threads as there are threads: each goes from row to row.
-    run_epsilon(library, variant, shape, strides, tensors, group=group, block_rows=2, width=256)
+    width = 32 if variant == GROUPS else 256
+    run_epsilon(library, variant, shape, strides, tensors, group=group, block_rows=2, width=width, add=True)
     expected, expected_sums = epsilon_reference(
         carry.clone(), output.clone(), EPS, "relu", 1 if variant < UNITS else -1, group
     )
     close(scaled, expected, F32)
-    torch.testing.assert_close(sums, expected_sums, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(sums, start + expected_sums, rtol=1e-5, atol=1e-4)
 
 
 def epsilon_many_rows(library, variant):
@@ -86,29 +91,31 @@ def epsilon_many_columns(library, variant):
 
 def layer_norm_many_rows(library, block_per_row):
     rows, columns, some = 2**28, 24, 1 if block_per_row else 8
-    carry, output, rest, result = (zeros(rows * columns, F32).view(rows, columns) for _ in range(4))
+    carry, output, rest, total, result = (zeros(rows * columns, F32).view(rows, columns) for _ in range(5))
     rstd, weight = zeros(rows, F32).view(rows, 1), normal((columns,), F32, 4)
     rstd[-some:] = 0.5
-    for seed, tensor in enumerate((carry, output, rest)):
+    for seed, tensor in enumerate((carry, output, rest, total)):
         tensor[-some:] = normal((some, columns), F32, seed)
     with last_blocks(library, 1):
         call(
-            library, "layer_norm", ORDER, TYPES[F32], 1, int(block_per_row), carry, output, rstd, weight, rest, result,
-            rows, columns, EPS,
+            library, "layer_norm", ORDER, TYPES[F32], 1, int(block_per_row), carry, output, rstd, weight, rest, total,
+            result, rows, columns, EPS,
         )  # fmt: skip
-    last = (t[-some:].clone() for t in (carry, output, rstd))
-    close(result[-some:], layer_norm_reference(*last, weight, rest[-some:].clone(), EPS), F32)
+    carry, output, rstd, rest, total = (t[-some:].clone() for t in (carry, output, rstd, rest, total))
+    close(result[-some:], layer_norm_reference(carry, output, rstd, weight, rest, EPS, total), F32)
 
 
-def accumulate_many_units(library):
+def accumulate_many_units(library, classes=0):
+    """With `classes`, of which each has totals, all samples belong to the last."""
     samples, units, some = 3, 2**30, 256
     sums = zeros(2 * samples * units, F32).view(2, samples, units)
-    totals = zeros(4 * units, torch.float64).view(4, units)
+    all_totals = zeros(max(1, classes) * 4 * units, torch.float64).view(-1, 4, units)
+    totals, labels = all_totals[-1], torch.full((samples,), classes - 1) if classes else None
     sums[..., -some:], totals[:, -some:] = normal((2, samples, some), F32, 0), normal((4, some), torch.float64, 1)
     expected = totals[:, -some:].clone()
     accumulate_reference(expected, sums[..., -some:].clone())
     with last_blocks(library, 1):
-        call(library, "accumulate", ORDER, 0, totals, sums, samples, units)
+        call(library, "accumulate", ORDER, 0, all_totals, sums, labels, classes, samples, samples, units)
     assert torch.equal(totals[:, -some:], expected)
 
 

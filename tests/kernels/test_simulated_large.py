@@ -25,8 +25,9 @@ def test_layer_norm_many_rows(simulated, block_per_row):
     large_cases.layer_norm_many_rows(simulated("layer_norm"), block_per_row)
 
 
-def test_accumulate_many_units(simulated):
-    large_cases.accumulate_many_units(simulated("accumulate"))
+@pytest.mark.parametrize("classes", [0, 2])
+def test_accumulate_many_units(simulated, classes):
+    large_cases.accumulate_many_units(simulated("accumulate"), classes)
 
 
 def test_mask_far_apart(simulated):
