@@ -156,12 +156,20 @@ class Sum(Operator):
         return self.node if self.activation is None else self.activation
 
     def forward(self, run: Run) -> tuple[object, object]:
-        value, _ = super().forward(run)
-        if self.activation is not None:
-            value.relu_()
+        if self.activation is None:
+            value, _ = super().forward(run)
+        else:
+            value = self._rectified(run)
         shapes = [run.env[a].shape if isinstance(a, fx.Node) else None for a, _ in self.factors]
         # An added -inf hides an entry (attention masks): nothing comes back from there, and 0 is easier on 0 * inf.
         return value, (value.masked_fill(torch.isinf(value), 0) if self.masks else value, shapes)
+
+    def _rectified(self, run: Run) -> Tensor:
+        operands = [run.env.get(a) if isinstance(a, fx.Node) else None for a, _ in self.factors]
+        plain = all(factor == 1 for _, factor in self.factors)
+        if plain and all(t is not None and t.dtype == torch.float32 and t.device.type == "cpu" for t in operands):
+            return ATEN._add_relu.Tensor(*operands)  # one pass over memory; only float32 on a CPU has it
+        return super().forward(run)[0].relu_()
 
     def backward(self, run: Run, carry: Carry, saved) -> None:
         value, shapes = saved
