@@ -77,6 +77,7 @@ void choose_tile(const ProductTensors& t, const ProductShape& shape, cudaStream_
 
 void launch_product(const ProductTensors& t, ProductShape shape, bool tf32) {
   const cudaStream_t stream = current_stream(t.output);
+  if (!t.sums) shape.head = 1;
   for_type(t.output.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     const bool in_grid = class_count(shape) * int64_t(shape.groups) <= kMostGridRows;

@@ -75,11 +75,11 @@ struct TensorLoop {
   struct Feed {
     const T* scaled;
     const T* weight;
+    const ProductRows<kRows>& rows;
     const ProductTile& tile;
     const ProductShape& shape;
     TapWalk tap;
-    int64_t row[kScaledPasses];
-    int position[2][kScaledPasses];
+    const T* seen[kScaledPasses];  // by the tap, in this thread's rows; null beyond the image's edge
     int feature = 0;
 
     __device__ __forceinline__ Feed(const T* scaled, const T* weight, const ProductRows<kRows>& rows,
@@ -87,15 +87,11 @@ struct TensorLoop {
         : scaled(scaled + int64_t(tile.group) * shape.features + scaled_feature()),
           weight(weight + (int64_t(tile.group) * shape.features + weight_feature()) * shape.weight.sample +
                  tile.channel + weight_column()),
+          rows(rows),
           tile(tile),
           shape(shape),
           tap(tile, shape) {
-#pragma unroll
-      for (int pass = 0; pass < kScaledPasses; ++pass) {
-        row[pass] = rows.scaled[scaled_row(pass)];
-        position[0][pass] = rows.position[0][scaled_row(pass)];
-        position[1][pass] = rows.position[1][scaled_row(pass)];
-      }
+      look();
     }
 
     __device__ __forceinline__ static int scaled_feature() { return int(threadIdx.x) % kScaledChunks * kPack; }
@@ -105,13 +101,21 @@ struct TensorLoop {
     __device__ __forceinline__ static int weight_column() { return int(threadIdx.x) % kWeightChunks * kPack; }
     __device__ __forceinline__ static int weight_feature() { return int(threadIdx.x) / kWeightChunks; }
 
+    __device__ __forceinline__ void look() {
+#pragma unroll
+      for (int pass = 0; pass < kScaledPasses; ++pass) {
+        const int row = scaled_row(pass);
+        const bool there = tap.sees(rows.position[0][row], rows.position[1][row], shape);
+        seen[pass] = there ? scaled + rows.scaled[row] + tap.scaled : nullptr;
+      }
+    }
+
     __device__ __forceinline__ void next(T* stage) {
 #pragma unroll
       for (int pass = 0; pass < kScaledPasses; ++pass) {
-        const bool there =
-            feature + scaled_feature() < shape.features && tap.sees(position[0][pass], position[1][pass], shape);
-        copy_async(stage + scaled_row(pass) * kScaledPitch + scaled_feature(),
-                   there ? scaled + row[pass] + tap.scaled + feature : scaled, there);
+        const bool there = seen[pass] && feature + scaled_feature() < shape.features;
+        copy_async(stage + scaled_row(pass) * kScaledPitch + scaled_feature(), there ? seen[pass] + feature : scaled,
+                   there);
       }
       T* weights = stage + kRows * kScaledPitch + weight_feature() * kWeightPitch + weight_column();
       const T* from = weight + feature * shape.weight.sample + tap.weight;
@@ -126,6 +130,7 @@ struct TensorLoop {
       if (feature >= shape.features) {
         feature = 0;
         tap.next(tile, shape);
+        look();
       }
     }
   };

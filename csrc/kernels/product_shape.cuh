@@ -46,8 +46,10 @@ __host__ __device__ inline ClassAxis class_axis(const ProductShape& shape, int a
   const int stride = shape.stride[axis], dilation = shape.dilation[axis], start = parity + shape.padding[axis];
   ClassAxis result{parity, 0, 0, 0, 1, 0, 0};
   if (parity < shape.size[axis]) result.count = (shape.size[axis] - 1 - parity) / stride + 1;
-  while (result.tap_step * dilation % stride) ++result.tap_step;
-  while (result.tap < result.tap_step && (start - result.tap * dilation) % stride) ++result.tap;
+  if (stride > 1) {  // dividing takes time, and most layers have a stride of 1
+    while (result.tap_step * dilation % stride) ++result.tap_step;
+    while (result.tap < result.tap_step && (start - result.tap * dilation) % stride) ++result.tap;
+  }
   if (result.tap < result.tap_step && result.tap < shape.taps[axis]) {
     result.taps = (shape.taps[axis] - 1 - result.tap) / result.tap_step + 1;
     result.offset = (start - result.tap * dilation) / stride;
@@ -117,23 +119,24 @@ struct ProductRows {
 template <int kRows, int kThreadCount>
 __device__ __forceinline__ void find_rows(ProductRows<kRows>& rows, const ProductTile& tile,
                                           const ProductShape& shape) {
+  // Positions are fewer than 2^31: from the tile's first sample on, 32 bits are enough to count them.
+  const unsigned positions = unsigned(tile.positions), columns = unsigned(tile.axis[1].count);
+  const unsigned before = unsigned(tile.first - tile.sample * tile.positions);
+#pragma unroll 1
   for (int row = threadIdx.x; row < kRows; row += kThreadCount) {
-    if (row >= tile.rows) {
-      rows.position[0][row] = rows.position[1][row] = -(1 << 30);  // outside of everything
-      rows.output[row] = rows.scaled[row] = 0;
-      continue;
-    }
-    const int64_t sample = (tile.first + row) / tile.positions;
-    const int place = int(tile.first + row - sample * tile.positions);
-    rows.output[row] = sample * shape.output.sample;
-    rows.scaled[row] = sample * shape.scaled.sample;
-    const int position[2] = {place / tile.axis[1].count, place % tile.axis[1].count};
+    const unsigned ahead = before + unsigned(row), place = ahead % positions;
+    const int64_t sample = tile.sample + ahead / positions;
+    const int position[2] = {int(place / columns), int(place % columns)};
+    int64_t output = sample * shape.output.sample, scaled = sample * shape.scaled.sample;
+#pragma unroll
     for (int axis = 0; axis < 2; ++axis) {
-      rows.position[axis][row] = position[axis];
-      rows.scaled[row] += position[axis] * shape.scaled.axis[axis];
-      rows.output[row] +=
-          (tile.axis[axis].first + int64_t(position[axis]) * shape.stride[axis]) * shape.output.axis[axis];
+      scaled += position[axis] * shape.scaled.axis[axis];
+      output += (tile.axis[axis].first + int64_t(position[axis]) * shape.stride[axis]) * shape.output.axis[axis];
+      // A row that the tile does not have lies outside of everything.
+      rows.position[axis][row] = row < tile.rows ? position[axis] : -(1 << 30);
     }
+    rows.scaled[row] = scaled;
+    rows.output[row] = output;
   }
 }
 
