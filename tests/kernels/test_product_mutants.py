@@ -38,9 +38,7 @@ def direct(library, order, copies):
 
 
 WAIT = "      copy_async_wait<kStages - 2>();\n"
-ARRIVED = (
-    "      // Everybody's copies of this slice are here, and nobody reads the stage of the slice before any more.\n"
-)
+ARRIVED = "      // All copies of this slice are here, and nobody reads the stage of the one before any more.\n"
 NEXT = "      if (slice + kStages - 1 < slices) feed.next(stages + free_stage * kStageElements);\n"
 COMMIT = "      copy_async_commit();\n#pragma unroll\n      for (int depth"
 
