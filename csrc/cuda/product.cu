@@ -63,14 +63,22 @@ bool fits_tensor_cores(const ProductTensors& t, const ProductShape& shape) {
                  {shape.channels, shape.features}, t.output.element_size());
 }
 
+template <class Loop>
+int64_t tiles_of(ProductShape shape) {
+  plan_tiles(shape, Loop::kRows, Loop::kColumns, Loop::kPack);
+  return shape.tiles * shape.column_tiles * shape.groups * class_count(shape);
+}
+
+// The largest tile that leaves work for all multiprocessors, and that heads fit into.
 template <class T>
 void choose_tile(const ProductTensors& t, const ProductShape& shape, cudaStream_t stream) {
-  ProductShape large = shape;
-  plan_tiles(large, LargeTile<T>::kRows, LargeTile<T>::kColumns, LargeTile<T>::kPack);
-  const bool many = large.tiles * large.column_tiles * shape.groups * class_count(shape) >= kManyTiles;
-  const bool wide_head = shape.head > SmallTile<T>::kColumns && shape.head <= LargeTile<T>::kColumns;
-  const bool worth_it = many && shape.channels > SmallTile<T>::kColumns;
-  worth_it || wide_head ? launch<LargeTile<T>>(t, shape, stream) : launch<SmallTile<T>>(t, shape, stream);
+  if (shape.head > SmallTile<T>::kColumns) return launch<LargeTile<T>>(t, shape, stream);
+  if (shape.channels <= TallTile<T>::kColumns) {
+    if (tiles_of<TallTile<T>>(shape) >= kManyTiles) return launch<TallTile<T>>(t, shape, stream);
+  } else if (tiles_of<LargeTile<T>>(shape) >= kManyTiles) {
+    return launch<LargeTile<T>>(t, shape, stream);
+  }
+  launch<SmallTile<T>>(t, shape, stream);
 }
 
 }  // namespace

@@ -217,9 +217,12 @@ struct TensorLoop {
   }
 };
 
-// Large enough to be worth the arithmetic, and small enough to keep all multiprocessors busy with little of it.
+// The more products a warp makes of the factors it has loaded, the better: 64 by 32 sums are what its registers hold.
+// Small tiles keep all multiprocessors busy where there is little to do.
 template <class T>
 using LargeTile = TensorLoop<T, 128, 128, 2, 4>;
+template <class T>
+using TallTile = TensorLoop<T, 128, 64, 2, 2>;
 template <class T>
 using SmallTile = TensorLoop<T, 64, 64, 2, 2>;
 

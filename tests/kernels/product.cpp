@@ -7,7 +7,7 @@ using namespace pxp::cuda;
 using harness::blocks_for;
 
 struct ProductCase {
-  int64_t type, loop;  // loop 0: large tiles, 1: small tiles, 2: fused multiply-add, 3: direct
+  int64_t type, loop;  // loop 0: large tiles, 1: small, 2: fused multiply-add, 3: direct, 4: tall
   int64_t samples, groups, channels, features, head, activation, stabilized_sums;
   int64_t size[2], above[2], taps[2], stride[2], padding[2], dilation[2];
   int64_t scaled[4], weight[4], output[4];  // strides of [N, C, H, W]
@@ -92,6 +92,7 @@ extern "C" int product_epsilon(const ProductCase* c, double eps, const void* sca
       if constexpr (sizeof(T) <= 4) {
         if (c->loop == 1) return run<SmallTile<T>>(shape, at, c->sums_kind, c->sums_sample);
 #ifndef FLOAT_ONLY
+        if (c->loop == 4) return run<TallTile<T>>(shape, at, c->sums_kind, c->sums_sample);
         return run<LargeTile<T>>(shape, at, c->sums_kind, c->sums_sample);
 #endif
       }

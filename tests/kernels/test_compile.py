@@ -12,7 +12,7 @@ NVCC = shutil.which("nvcc")
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc on the PATH: install a CUDA toolkit to compile the kernels")
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
-@pytest.mark.parametrize(("source", "fewest"), [("instantiate.cu", 50), ("instantiate_products.cu", 18)])
+@pytest.mark.parametrize(("source", "fewest"), [("instantiate.cu", 50), ("instantiate_products.cu", 21)])
 def test_kernels_compile_clean(source, fewest, architecture, tmp_path):
     known = subprocess.run([NVCC, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
     if architecture not in known:
