@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
                 kind = i / shape.units / shape.samples;
   double total = 0;
 #pragma unroll 1
-  for (int parity = 0; parity < class_count(shape); ++parity) {
+  for (int parity = 0; parity < int(class_count(shape)); ++parity) {
     const int64_t positions = int64_t(class_axis(shape, 0, parity / shape.stride[1]).count) *
                               class_axis(shape, 1, parity % shape.stride[1]).count;
     if (!positions) continue;

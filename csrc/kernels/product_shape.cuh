@@ -58,11 +58,20 @@ __host__ __device__ inline ClassAxis class_axis(const ProductShape& shape, int a
   return result;
 }
 
-__host__ __device__ inline int class_count(const ProductShape& shape) { return shape.stride[0] * shape.stride[1]; }
+__host__ __device__ inline int64_t class_count(const ProductShape& shape) {
+  return int64_t(shape.stride[0]) * shape.stride[1];
+}
 
-// Fills in what follows from the rest, for tiles of `rows` by `columns`. Whether the tiles can sum heads: these must be
-// whole in a tile, and consist of whole packs of `vector` channels.
-inline bool plan_tiles(ProductShape& shape, int rows, int columns, int vector) {
+struct ProductPlan {
+  // Whether the tiles sum heads, and leave partial sums. Otherwise they leave the relevance of all channels.
+  bool heads_in_tiles;
+  int64_t workspace;  // elements that either takes
+  int64_t blocks[2];  // the grid
+};
+
+// Fills in what follows from the rest of `shape`, for tiles of `rows` by `columns` that are finished in packs of
+// `vector` channels: heads must consist of these, and be whole in a tile.
+inline ProductPlan plan_tiles(ProductShape& shape, int rows, int columns, int vector) {
   const bool whole_heads = shape.head == 1 || (shape.head <= columns && shape.head % vector == 0);
   shape.column_step = whole_heads ? columns / shape.head * shape.head : columns;
   shape.column_tiles = (shape.channels + shape.column_step - 1) / shape.column_step;
@@ -75,7 +84,10 @@ inline bool plan_tiles(ProductShape& shape, int rows, int columns, int vector) {
   shape.tiles = (shape.samples * most + rows - 1) / rows;
   shape.segments = int((rows - 2 + fewest) / fewest) + 1;
   if (shape.segments > shape.samples) shape.segments = int(shape.samples);
-  return whole_heads;
+  const int64_t partials = class_count(shape) * shape.tiles * shape.segments * 2 * shape.units;
+  return {whole_heads,
+          whole_heads ? partials : shape.samples * shape.size[1] * shape.channels,
+          {shape.tiles * shape.column_tiles, class_count(shape) * int64_t(shape.groups)}};
 }
 
 // A block's share: rows [first, last) of a class, counted [sample][row][column], and `columns` channels from `channel`
@@ -88,12 +100,12 @@ struct ProductTile {
   ClassAxis axis[2];
 };
 
-// grid: (tiles * column_tiles, classes * groups). Without rows where the class is smaller than the largest.
+// grid: as planned. Without rows where the class is smaller than the largest.
 template <int kRows>
 __device__ __forceinline__ ProductTile product_tile(const ProductShape& shape) {
   ProductTile tile;
   // The last class has most taps, as a rule: it should not be what the others wait for.
-  const int parity = class_count(shape) - 1 - int(blockIdx.y) / shape.groups;
+  const int parity = int(class_count(shape)) - 1 - int(blockIdx.y) / shape.groups;
   tile.group = int(blockIdx.y) % shape.groups;
   const unsigned row = blockIdx.x / unsigned(shape.column_tiles);
   tile.channel = int(blockIdx.x % unsigned(shape.column_tiles)) * shape.column_step;

@@ -53,18 +53,16 @@ template <class Loop>
 void run(ProductShape shape, const ProductPointers& at, int64_t sums_kind, int64_t sums_sample) {
   using T = typename Loop::Element;
   using C = Compute<T>;
-  const bool in_tiles = plan_tiles(shape, Loop::kRows, Loop::kColumns, Loop::kPack);
+  const ProductPlan plan = plan_tiles(shape, Loop::kRows, Loop::kColumns, Loop::kPack);
   constexpr size_t kGuard = 64;
-  const size_t wanted = !at.sums   ? 0
-                        : in_tiles ? size_t(class_count(shape) * shape.tiles * shape.segments * 2 * shape.units)
-                                   : size_t(shape.samples * shape.size[1] * shape.channels);
-  std::vector<C> room(wanted + 2 * kGuard, C(NAN));
+  std::vector<C> room((at.sums ? size_t(plan.workspace) : 0) + 2 * kGuard, C(NAN));
   C* workspace = at.sums ? room.data() + kGuard : nullptr;
-  const dim3 grid{unsigned(shape.tiles * shape.column_tiles), unsigned(class_count(shape) * shape.groups)};
-  simulator::launch_with_memory(
-      product<Loop>, grid, Loop::kThreadCount, size_t(product_bytes<Loop>()), static_cast<const T*>(at.scaled),
-      static_cast<const T*>(at.weight), static_cast<const T*>(at.output), static_cast<const T*>(at.carry),
-      static_cast<T*>(at.result), in_tiles ? workspace : nullptr, in_tiles ? nullptr : workspace, shape);
+  const dim3 grid{unsigned(plan.blocks[0]), unsigned(plan.blocks[1])};
+  simulator::launch_with_memory(product<Loop>, grid, Loop::kThreadCount, size_t(product_bytes<Loop>()),
+                                static_cast<const T*>(at.scaled), static_cast<const T*>(at.weight),
+                                static_cast<const T*>(at.output), static_cast<const T*>(at.carry),
+                                static_cast<T*>(at.result), plan.heads_in_tiles ? workspace : nullptr,
+                                plan.heads_in_tiles ? nullptr : workspace, shape);
   for (size_t i = 0; i < kGuard; ++i) {
     if (!std::isnan(room[i]) || !std::isnan(room[room.size() - 1 - i])) {
       throw std::runtime_error("written outside the workspace");
@@ -72,7 +70,7 @@ void run(ProductShape shape, const ProductPointers& at, int64_t sums_kind, int64
   }
   if (!at.sums) return;
   const SumsTable<C> sums{static_cast<C*>(at.sums), sums_kind, sums_sample};
-  if (in_tiles) {
+  if (plan.heads_in_tiles) {
     simulator::launch(product_combine<C>, {blocks_for(2 * shape.samples * shape.units, kThreads)}, kThreads, workspace,
                       sums, Loop::kRows, shape);
   } else {
