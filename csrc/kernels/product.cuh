@@ -8,8 +8,8 @@
 // What follows is the same for all (product_epilogue.cuh).
 //
 // TensorLoop uses mma.sync, which every GPU from sm_80 on has. On sm_90 and sm_100 this reaches only a part of what
-// their own instructions (wgmma, tcgen05) reach: there a product with many features is faster in a library, and the
-// fusion pays where writing and reading the carry again costs more than that.
+// their own instructions (wgmma, tcgen05) reach: expect a product with many features to be faster in a library, and
+// the fusion to pay where writing and reading the carry again would cost more than that.
 #pragma once
 
 #include "product_epilogue.cuh"
@@ -25,7 +25,7 @@ constexpr int product_bytes() {
   return int(sizeof(ProductRows<Loop::kRows>)) + (Loop::kOperandBytes > values ? Loop::kOperandBytes : values);
 }
 
-// grid: see product_tile. `carry` and either of `partials` and `relevance`, or both, may be null.
+// grid: as planned by plan_tiles. `carry` and either of `partials` and `relevance`, or both, may be null.
 template <class Loop, class T = typename Loop::Element>
 __global__ void __launch_bounds__(Loop::kThreadCount, Loop::kBlockCount)
     product(const T* __restrict__ scaled, const T* __restrict__ weight, const T* __restrict__ output,

@@ -90,11 +90,11 @@ inline ProductPlan plan_tiles(ProductShape& shape, int rows, int columns, int ve
           {shape.tiles * shape.column_tiles, class_count(shape) * int64_t(shape.groups)}};
 }
 
-// A block's share: rows [first, last) of a class, counted [sample][row][column], and `columns` channels from `channel`
-// of a group on.
+// A block's share: `rows` pixels of a class from `first` on, counted [sample][row][column], and `columns` channels of a
+// group from `channel` on.
 struct ProductTile {
-  int64_t first, positions;  // positions: of the class in one sample
-  int64_t index;             // of all tiles of all classes, one per tile of columns
+  int64_t first, positions;  // first row; positions of the class in one sample
+  int64_t index;             // of its row of tiles, among those of all classes
   int64_t sample;            // of the first row
   int rows, group, channel, columns;
   ClassAxis axis[2];
