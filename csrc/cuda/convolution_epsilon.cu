@@ -35,9 +35,10 @@ Tensor convolution_epsilon(const Tensor& scaled, const Tensor& weight, const Ten
     shape.size[axis] = product_size(output.size(2 + axis));
     shape.above[axis] = product_size(scaled.size(2 + axis));
     shape.taps[axis] = product_size(weight.size(2 + axis));
-    shape.stride[axis] = product_size(stride[axis]);
+    // Where there is one position above, or one tap, steps between them mean nothing, and may be anything.
+    shape.stride[axis] = shape.above[axis] == 1 ? 1 : product_size(stride[axis]);
     shape.padding[axis] = product_size(padding[axis]);
-    shape.dilation[axis] = product_size(dilation[axis]);
+    shape.dilation[axis] = shape.taps[axis] == 1 ? 1 : product_size(dilation[axis]);
   }
   product_size(output.size(2) * output.size(3));  // the positions of a sample are counted in 32 bits
   shape.groups = product_size(groups);

@@ -16,24 +16,21 @@ template <class Loop>
 void launch(const ProductTensors& t, ProductShape shape, cudaStream_t stream) {
   using T = typename Loop::Element;
   using C = Compute<T>;
-  const bool heads_in_tiles = plan_tiles(shape, Loop::kRows, Loop::kColumns, Loop::kPack);
-  const int64_t classes = class_count(shape);
-  STD_TORCH_CHECK(classes * shape.groups <= kMostGridRows, "pxp_fast: the convolution's stride is too large");
+  const ProductPlan plan = plan_tiles(shape, Loop::kRows, Loop::kColumns, Loop::kPack);
+  STD_TORCH_CHECK(plan.blocks[1] <= kMostGridRows, "pxp_fast: the convolution's stride is too large");
 
   C *partials = nullptr, *relevance = nullptr;
   std::optional<Tensor> workspace;
   if (t.sums) {
-    const int64_t elements = heads_in_tiles ? classes * shape.tiles * shape.segments * 2 * shape.units
-                                            : shape.samples * shape.size[1] * shape.channels;
-    workspace = torch::stable::new_empty(t.output, {elements}, compute_type(t.output.scalar_type()));
-    (heads_in_tiles ? partials : relevance) = static_cast<C*>(workspace->mutable_data_ptr());
+    workspace = torch::stable::new_empty(t.output, {plan.workspace}, compute_type(t.output.scalar_type()));
+    (plan.heads_in_tiles ? partials : relevance) = static_cast<C*>(workspace->mutable_data_ptr());
   }
 
   constexpr int bytes = product_bytes<Loop>();
   if constexpr (bytes > 48 * 1024) {
     STD_CUDA_CHECK(cudaFuncSetAttribute(product<Loop>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   }
-  const dim3 grid(blocks_for(shape.tiles * shape.column_tiles, 1), unsigned(classes * shape.groups));
+  const dim3 grid(blocks_for(plan.blocks[0], 1), unsigned(plan.blocks[1]));
   product<Loop><<<grid, Loop::kThreadCount, bytes, stream>>>(
       static_cast<const T*>(t.scaled.const_data_ptr()), static_cast<const T*>(t.weight.const_data_ptr()),
       static_cast<const T*>(t.output.const_data_ptr()),
@@ -43,7 +40,7 @@ void launch(const ProductTensors& t, ProductShape shape, cudaStream_t stream) {
   if (!t.sums) return;
 
   const SumsTable<C> sums{static_cast<C*>(t.sums->mutable_data_ptr()), t.sums->stride(0), t.sums->stride(1)};
-  if (heads_in_tiles) {
+  if (plan.heads_in_tiles) {
     product_combine<C><<<blocks_for(2 * shape.samples * shape.units, kThreads), kThreads, 0, stream>>>(
         partials, sums, Loop::kRows, shape);
   } else {
@@ -63,23 +60,32 @@ bool fits_tensor_cores(const ProductTensors& t, const ProductShape& shape) {
                  {shape.channels, shape.features}, t.output.element_size());
 }
 
+template <class Loop>
+int64_t tiles_of(ProductShape shape) {
+  const ProductPlan plan = plan_tiles(shape, Loop::kRows, Loop::kColumns, Loop::kPack);
+  return plan.blocks[0] * plan.blocks[1];
+}
+
+// The largest tile that leaves work for all multiprocessors, and that heads fit into.
 template <class T>
 void choose_tile(const ProductTensors& t, const ProductShape& shape, cudaStream_t stream) {
-  ProductShape large = shape;
-  plan_tiles(large, LargeTile<T>::kRows, LargeTile<T>::kColumns, LargeTile<T>::kPack);
-  const bool many = large.tiles * large.column_tiles * shape.groups * class_count(shape) >= kManyTiles;
-  const bool wide_head = shape.head > SmallTile<T>::kColumns && shape.head <= LargeTile<T>::kColumns;
-  const bool worth_it = many && shape.channels > SmallTile<T>::kColumns;
-  worth_it || wide_head ? launch<LargeTile<T>>(t, shape, stream) : launch<SmallTile<T>>(t, shape, stream);
+  if (shape.head > SmallTile<T>::kColumns) return launch<LargeTile<T>>(t, shape, stream);
+  if (shape.channels <= TallTile<T>::kColumns) {
+    if (tiles_of<TallTile<T>>(shape) >= kManyTiles) return launch<TallTile<T>>(t, shape, stream);
+  } else if (tiles_of<LargeTile<T>>(shape) >= kManyTiles) {
+    return launch<LargeTile<T>>(t, shape, stream);
+  }
+  launch<SmallTile<T>>(t, shape, stream);
 }
 
 }  // namespace
 
 void launch_product(const ProductTensors& t, ProductShape shape, bool tf32) {
   const cudaStream_t stream = current_stream(t.output);
+  if (!t.sums) shape.head = 1;
   for_type(t.output.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
-    const bool in_grid = class_count(shape) * int64_t(shape.groups) <= kMostGridRows;
+    const bool in_grid = class_count(shape) * shape.groups <= kMostGridRows;
     if constexpr (!std::is_same_v<T, double>) {
       if ((sizeof(T) == 2 || tf32) && in_grid && fits_tensor_cores(t, shape)) return choose_tile<T>(t, shape, stream);
     }

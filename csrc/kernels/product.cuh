@@ -8,8 +8,8 @@
 // What follows is the same for all (product_epilogue.cuh).
 //
 // TensorLoop uses mma.sync, which every GPU from sm_80 on has. On sm_90 and sm_100 this reaches only a part of what
-// their own instructions (wgmma, tcgen05) reach: there a product with many features is faster in a library, and the
-// fusion pays where writing and reading the carry again costs more than that.
+// their own instructions (wgmma, tcgen05) reach: expect a product with many features to be faster in a library, and
+// the fusion to pay where writing and reading the carry again would cost more than that.
 #pragma once
 
 #include "product_epilogue.cuh"
@@ -25,7 +25,7 @@ constexpr int product_bytes() {
   return int(sizeof(ProductRows<Loop::kRows>)) + (Loop::kOperandBytes > values ? Loop::kOperandBytes : values);
 }
 
-// grid: see product_tile. `carry` and either of `partials` and `relevance`, or both, may be null.
+// grid: as planned by plan_tiles. `carry` and either of `partials` and `relevance`, or both, may be null.
 template <class Loop, class T = typename Loop::Element>
 __global__ void __launch_bounds__(Loop::kThreadCount, Loop::kBlockCount)
     product(const T* __restrict__ scaled, const T* __restrict__ weight, const T* __restrict__ output,
@@ -75,11 +75,11 @@ struct TensorLoop {
   struct Feed {
     const T* scaled;
     const T* weight;
+    const ProductRows<kRows>& rows;
     const ProductTile& tile;
     const ProductShape& shape;
     TapWalk tap;
-    int64_t row[kScaledPasses];
-    int position[2][kScaledPasses];
+    const T* seen[kScaledPasses];  // by the tap, in this thread's rows; null beyond the image's edge
     int feature = 0;
 
     __device__ __forceinline__ Feed(const T* scaled, const T* weight, const ProductRows<kRows>& rows,
@@ -87,15 +87,11 @@ struct TensorLoop {
         : scaled(scaled + int64_t(tile.group) * shape.features + scaled_feature()),
           weight(weight + (int64_t(tile.group) * shape.features + weight_feature()) * shape.weight.sample +
                  tile.channel + weight_column()),
+          rows(rows),
           tile(tile),
           shape(shape),
           tap(tile, shape) {
-#pragma unroll
-      for (int pass = 0; pass < kScaledPasses; ++pass) {
-        row[pass] = rows.scaled[scaled_row(pass)];
-        position[0][pass] = rows.position[0][scaled_row(pass)];
-        position[1][pass] = rows.position[1][scaled_row(pass)];
-      }
+      look();
     }
 
     __device__ __forceinline__ static int scaled_feature() { return int(threadIdx.x) % kScaledChunks * kPack; }
@@ -105,13 +101,21 @@ struct TensorLoop {
     __device__ __forceinline__ static int weight_column() { return int(threadIdx.x) % kWeightChunks * kPack; }
     __device__ __forceinline__ static int weight_feature() { return int(threadIdx.x) / kWeightChunks; }
 
+    __device__ __forceinline__ void look() {
+#pragma unroll
+      for (int pass = 0; pass < kScaledPasses; ++pass) {
+        const int row = scaled_row(pass);
+        const bool there = tap.sees(rows.position[0][row], rows.position[1][row], shape);
+        seen[pass] = there ? scaled + rows.scaled[row] + tap.scaled : nullptr;
+      }
+    }
+
     __device__ __forceinline__ void next(T* stage) {
 #pragma unroll
       for (int pass = 0; pass < kScaledPasses; ++pass) {
-        const bool there =
-            feature + scaled_feature() < shape.features && tap.sees(position[0][pass], position[1][pass], shape);
-        copy_async(stage + scaled_row(pass) * kScaledPitch + scaled_feature(),
-                   there ? scaled + row[pass] + tap.scaled + feature : scaled, there);
+        const bool there = seen[pass] && feature + scaled_feature() < shape.features;
+        copy_async(stage + scaled_row(pass) * kScaledPitch + scaled_feature(), there ? seen[pass] + feature : scaled,
+                   there);
       }
       T* weights = stage + kRows * kScaledPitch + weight_feature() * kWeightPitch + weight_column();
       const T* from = weight + feature * shape.weight.sample + tap.weight;
@@ -126,6 +130,7 @@ struct TensorLoop {
       if (feature >= shape.features) {
         feature = 0;
         tap.next(tile, shape);
+        look();
       }
     }
   };
@@ -212,9 +217,12 @@ struct TensorLoop {
   }
 };
 
-// Large enough to be worth the arithmetic, and small enough to keep all multiprocessors busy with little of it.
+// The more products a warp makes of the factors it has loaded, the better: 64 by 32 sums are what its registers hold.
+// Small tiles keep all multiprocessors busy where there is little to do.
 template <class T>
 using LargeTile = TensorLoop<T, 128, 128, 2, 4>;
+template <class T>
+using TallTile = TensorLoop<T, 128, 64, 2, 2>;
 template <class T>
 using SmallTile = TensorLoop<T, 64, 64, 2, 2>;
 

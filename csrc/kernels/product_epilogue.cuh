@@ -108,6 +108,29 @@ __device__ __forceinline__ void sum_heads(C* partials, const C* values, const Pr
   }
 }
 
+// V neighbours in shared memory, four at a time: one at a time, the lanes of a warp would meet in few banks.
+template <int V, class C>
+__device__ __forceinline__ void load_values(C (&to)[V], const C* from) {
+  constexpr int kAtOnce = V % 4 ? V : 4;
+#pragma unroll
+  for (int k = 0; k < V; k += kAtOnce) {
+    const auto pack = load<C, kAtOnce>(from + k);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) to[k + i] = pack.at[i];
+  }
+}
+template <int V, class C>
+__device__ __forceinline__ void store_values(C* to, const C (&from)[V]) {
+  constexpr int kAtOnce = V % 4 ? V : 4;
+#pragma unroll
+  for (int k = 0; k < V; k += kAtOnce) {
+    Pack<C, kAtOnce> pack;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) pack.at[i] = from[k + i];
+    *reinterpret_cast<Pack<C, kAtOnce>*>(to + k) = pack;
+  }
+}
+
 template <class Loop, class T, class C>
 __device__ __forceinline__ void finish_tile(const T* output, const T* carry, T* result, C* partials, C* relevance,
                                             C* values, const ProductRows<Loop::kRows>& rows, const ProductTile& tile,
@@ -134,8 +157,9 @@ __device__ __forceinline__ void finish_tile(const T* output, const T* carry, T* 
       if (row >= tile.rows || column >= tile.columns) continue;
       C* place = values + row * values_pitch<Loop> + column;
       C own[V];
+      load_values<V>(own, place);
 #pragma unroll
-      for (int k = 0; k < V; ++k) own[k] = place[k] + (carry ? widen(joining[b].at[k]) : C(0));
+      for (int k = 0; k < V; ++k) own[k] += carry ? widen(joining[b].at[k]) : C(0);
       store<T, V>(result + rows.output[row] + (channel + column) * step, finish_pack<T, V>(z[b], own, shape));
       if (relevance) {
 #pragma unroll
@@ -146,8 +170,7 @@ __device__ __forceinline__ void finish_tile(const T* output, const T* carry, T* 
         for (int k = 1; k < V; ++k) own[0] += own[k];
         place[0] = own[0];
       } else {
-#pragma unroll
-        for (int k = 0; k < V; ++k) place[k] = own[k];
+        store_values<V>(place, own);
       }
     }
   }
@@ -173,7 +196,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
                 kind = i / shape.units / shape.samples;
   double total = 0;
 #pragma unroll 1
-  for (int parity = 0; parity < class_count(shape); ++parity) {
+  for (int parity = 0; parity < int(class_count(shape)); ++parity) {
     const int64_t positions = int64_t(class_axis(shape, 0, parity / shape.stride[1]).count) *
                               class_axis(shape, 1, parity % shape.stride[1]).count;
     if (!positions) continue;

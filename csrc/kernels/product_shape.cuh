@@ -46,8 +46,10 @@ __host__ __device__ inline ClassAxis class_axis(const ProductShape& shape, int a
   const int stride = shape.stride[axis], dilation = shape.dilation[axis], start = parity + shape.padding[axis];
   ClassAxis result{parity, 0, 0, 0, 1, 0, 0};
   if (parity < shape.size[axis]) result.count = (shape.size[axis] - 1 - parity) / stride + 1;
-  while (result.tap_step * dilation % stride) ++result.tap_step;
-  while (result.tap < result.tap_step && (start - result.tap * dilation) % stride) ++result.tap;
+  if (stride > 1) {  // dividing takes time, and most layers have a stride of 1
+    while (result.tap_step * dilation % stride) ++result.tap_step;
+    while (result.tap < result.tap_step && (start - result.tap * dilation) % stride) ++result.tap;
+  }
   if (result.tap < result.tap_step && result.tap < shape.taps[axis]) {
     result.taps = (shape.taps[axis] - 1 - result.tap) / result.tap_step + 1;
     result.offset = (start - result.tap * dilation) / stride;
@@ -56,11 +58,20 @@ __host__ __device__ inline ClassAxis class_axis(const ProductShape& shape, int a
   return result;
 }
 
-__host__ __device__ inline int class_count(const ProductShape& shape) { return shape.stride[0] * shape.stride[1]; }
+__host__ __device__ inline int64_t class_count(const ProductShape& shape) {
+  return int64_t(shape.stride[0]) * shape.stride[1];
+}
 
-// Fills in what follows from the rest, for tiles of `rows` by `columns`. Whether the tiles can sum heads: these must be
-// whole in a tile, and consist of whole packs of `vector` channels.
-inline bool plan_tiles(ProductShape& shape, int rows, int columns, int vector) {
+struct ProductPlan {
+  // Whether the tiles sum heads, and leave partial sums. Otherwise they leave the relevance of all channels.
+  bool heads_in_tiles;
+  int64_t workspace;  // elements that either takes
+  int64_t blocks[2];  // the grid
+};
+
+// Fills in what follows from the rest of `shape`, for tiles of `rows` by `columns` that are finished in packs of
+// `vector` channels: heads must consist of these, and be whole in a tile.
+inline ProductPlan plan_tiles(ProductShape& shape, int rows, int columns, int vector) {
   const bool whole_heads = shape.head == 1 || (shape.head <= columns && shape.head % vector == 0);
   shape.column_step = whole_heads ? columns / shape.head * shape.head : columns;
   shape.column_tiles = (shape.channels + shape.column_step - 1) / shape.column_step;
@@ -73,25 +84,28 @@ inline bool plan_tiles(ProductShape& shape, int rows, int columns, int vector) {
   shape.tiles = (shape.samples * most + rows - 1) / rows;
   shape.segments = int((rows - 2 + fewest) / fewest) + 1;
   if (shape.segments > shape.samples) shape.segments = int(shape.samples);
-  return whole_heads;
+  const int64_t partials = class_count(shape) * shape.tiles * shape.segments * 2 * shape.units;
+  return {whole_heads,
+          whole_heads ? partials : shape.samples * shape.size[1] * shape.channels,
+          {shape.tiles * shape.column_tiles, class_count(shape) * int64_t(shape.groups)}};
 }
 
-// A block's share: rows [first, last) of a class, counted [sample][row][column], and `columns` channels from `channel`
-// of a group on.
+// A block's share: `rows` pixels of a class from `first` on, counted [sample][row][column], and `columns` channels of a
+// group from `channel` on.
 struct ProductTile {
-  int64_t first, positions;  // positions: of the class in one sample
-  int64_t index;             // of all tiles of all classes, one per tile of columns
+  int64_t first, positions;  // first row; positions of the class in one sample
+  int64_t index;             // of its row of tiles, among those of all classes
   int64_t sample;            // of the first row
   int rows, group, channel, columns;
   ClassAxis axis[2];
 };
 
-// grid: (tiles * column_tiles, classes * groups). Without rows where the class is smaller than the largest.
+// grid: as planned. Without rows where the class is smaller than the largest.
 template <int kRows>
 __device__ __forceinline__ ProductTile product_tile(const ProductShape& shape) {
   ProductTile tile;
   // The last class has most taps, as a rule: it should not be what the others wait for.
-  const int parity = class_count(shape) - 1 - int(blockIdx.y) / shape.groups;
+  const int parity = int(class_count(shape)) - 1 - int(blockIdx.y) / shape.groups;
   tile.group = int(blockIdx.y) % shape.groups;
   const unsigned row = blockIdx.x / unsigned(shape.column_tiles);
   tile.channel = int(blockIdx.x % unsigned(shape.column_tiles)) * shape.column_step;
@@ -117,23 +131,24 @@ struct ProductRows {
 template <int kRows, int kThreadCount>
 __device__ __forceinline__ void find_rows(ProductRows<kRows>& rows, const ProductTile& tile,
                                           const ProductShape& shape) {
+  // Positions are fewer than 2^31: from the tile's first sample on, 32 bits are enough to count them.
+  const unsigned positions = unsigned(tile.positions), columns = unsigned(tile.axis[1].count);
+  const unsigned before = unsigned(tile.first - tile.sample * tile.positions);
+#pragma unroll 1
   for (int row = threadIdx.x; row < kRows; row += kThreadCount) {
-    if (row >= tile.rows) {
-      rows.position[0][row] = rows.position[1][row] = -(1 << 30);  // outside of everything
-      rows.output[row] = rows.scaled[row] = 0;
-      continue;
-    }
-    const int64_t sample = (tile.first + row) / tile.positions;
-    const int place = int(tile.first + row - sample * tile.positions);
-    rows.output[row] = sample * shape.output.sample;
-    rows.scaled[row] = sample * shape.scaled.sample;
-    const int position[2] = {place / tile.axis[1].count, place % tile.axis[1].count};
+    const unsigned ahead = before + unsigned(row), place = ahead % positions;
+    const int64_t sample = tile.sample + ahead / positions;
+    const int position[2] = {int(place / columns), int(place % columns)};
+    int64_t output = sample * shape.output.sample, scaled = sample * shape.scaled.sample;
+#pragma unroll
     for (int axis = 0; axis < 2; ++axis) {
-      rows.position[axis][row] = position[axis];
-      rows.scaled[row] += position[axis] * shape.scaled.axis[axis];
-      rows.output[row] +=
-          (tile.axis[axis].first + int64_t(position[axis]) * shape.stride[axis]) * shape.output.axis[axis];
+      scaled += position[axis] * shape.scaled.axis[axis];
+      output += (tile.axis[axis].first + int64_t(position[axis]) * shape.stride[axis]) * shape.output.axis[axis];
+      // A row that the tile does not have lies outside of everything.
+      rows.position[axis][row] = row < tile.rows ? position[axis] : -(1 << 30);
     }
+    rows.scaled[row] = scaled;
+    rows.output[row] = output;
   }
 }
 

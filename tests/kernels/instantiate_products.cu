@@ -12,6 +12,7 @@ namespace pxp::cuda {
   PRODUCT(DirectLoop, T)
 #define TENSOR(T)       \
   PRODUCT(LargeTile, T) \
+  PRODUCT(TallTile, T)  \
   PRODUCT(SmallTile, T)
 
 GENERAL(double)

@@ -7,7 +7,7 @@ using namespace pxp::cuda;
 using harness::blocks_for;
 
 struct ProductCase {
-  int64_t type, loop;  // loop 0: large tiles, 1: small tiles, 2: fused multiply-add, 3: direct
+  int64_t type, loop;  // loop 0: large tiles, 1: small, 2: fused multiply-add, 3: direct, 4: tall
   int64_t samples, groups, channels, features, head, activation, stabilized_sums;
   int64_t size[2], above[2], taps[2], stride[2], padding[2], dilation[2];
   int64_t scaled[4], weight[4], output[4];  // strides of [N, C, H, W]
@@ -53,18 +53,16 @@ template <class Loop>
 void run(ProductShape shape, const ProductPointers& at, int64_t sums_kind, int64_t sums_sample) {
   using T = typename Loop::Element;
   using C = Compute<T>;
-  const bool in_tiles = plan_tiles(shape, Loop::kRows, Loop::kColumns, Loop::kPack);
+  const ProductPlan plan = plan_tiles(shape, Loop::kRows, Loop::kColumns, Loop::kPack);
   constexpr size_t kGuard = 64;
-  const size_t wanted = !at.sums   ? 0
-                        : in_tiles ? size_t(class_count(shape) * shape.tiles * shape.segments * 2 * shape.units)
-                                   : size_t(shape.samples * shape.size[1] * shape.channels);
-  std::vector<C> room(wanted + 2 * kGuard, C(NAN));
+  std::vector<C> room((at.sums ? size_t(plan.workspace) : 0) + 2 * kGuard, C(NAN));
   C* workspace = at.sums ? room.data() + kGuard : nullptr;
-  const dim3 grid{unsigned(shape.tiles * shape.column_tiles), unsigned(class_count(shape) * shape.groups)};
-  simulator::launch_with_memory(
-      product<Loop>, grid, Loop::kThreadCount, size_t(product_bytes<Loop>()), static_cast<const T*>(at.scaled),
-      static_cast<const T*>(at.weight), static_cast<const T*>(at.output), static_cast<const T*>(at.carry),
-      static_cast<T*>(at.result), in_tiles ? workspace : nullptr, in_tiles ? nullptr : workspace, shape);
+  const dim3 grid{unsigned(plan.blocks[0]), unsigned(plan.blocks[1])};
+  simulator::launch_with_memory(product<Loop>, grid, Loop::kThreadCount, size_t(product_bytes<Loop>()),
+                                static_cast<const T*>(at.scaled), static_cast<const T*>(at.weight),
+                                static_cast<const T*>(at.output), static_cast<const T*>(at.carry),
+                                static_cast<T*>(at.result), plan.heads_in_tiles ? workspace : nullptr,
+                                plan.heads_in_tiles ? nullptr : workspace, shape);
   for (size_t i = 0; i < kGuard; ++i) {
     if (!std::isnan(room[i]) || !std::isnan(room[room.size() - 1 - i])) {
       throw std::runtime_error("written outside the workspace");
@@ -72,7 +70,7 @@ void run(ProductShape shape, const ProductPointers& at, int64_t sums_kind, int64
   }
   if (!at.sums) return;
   const SumsTable<C> sums{static_cast<C*>(at.sums), sums_kind, sums_sample};
-  if (in_tiles) {
+  if (plan.heads_in_tiles) {
     simulator::launch(product_combine<C>, {blocks_for(2 * shape.samples * shape.units, kThreads)}, kThreads, workspace,
                       sums, Loop::kRows, shape);
   } else {
@@ -92,6 +90,7 @@ extern "C" int product_epsilon(const ProductCase* c, double eps, const void* sca
       if constexpr (sizeof(T) <= 4) {
         if (c->loop == 1) return run<SmallTile<T>>(shape, at, c->sums_kind, c->sums_sample);
 #ifndef FLOAT_ONLY
+        if (c->loop == 4) return run<TallTile<T>>(shape, at, c->sums_kind, c->sums_sample);
         return run<LargeTile<T>>(shape, at, c->sums_kind, c->sums_sample);
 #endif
       }

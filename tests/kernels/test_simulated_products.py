@@ -4,7 +4,7 @@ definition in double precision."""
 import product_cases as cases
 import pytest
 import torch
-from product_cases import DIRECT, FMA, LARGE, SMALL
+from product_cases import DIRECT, FMA, LARGE, SMALL, TALL
 from simulation import COPIES, ORDERS
 
 from pxp_fast.ops import ACTIVATIONS
@@ -25,6 +25,7 @@ LINEAR = [
     pytest.param(SMALL, (3, 9, 120), 24, {"head": 24}, id="heads-beside-unused-columns"),
     pytest.param(SMALL, (3, 9, 160), 24, {"head": 80}, id="heads-wider-than-a-tile"),
     pytest.param(SMALL, (2, 9, 24), 24, {"head": 6}, id="heads-of-no-pack"),
+    pytest.param(TALL, (3, 50, 72), 104, {"activation": "silu"}, id="tall"),
     pytest.param(LARGE, (3, 50, 136), 168, {"joined": False}, id="large"),
     pytest.param(LARGE, (2, 9, 192), 24, {"head": 96}, id="large-heads-of-96"),
     pytest.param(LARGE, (2, 70, 128), 24, {"head": 128}, id="large-heads-of-128"),

@@ -60,6 +60,7 @@ CASES = [
     pytest.param((2, 5, 6, 7), 7, (3, 3), {"padding": (1, 0)}, id="odd-channels"),
     pytest.param((5, 136, 7, 7), 72, (1, 1), {}, id="tiles-that-straddle-samples"),
     pytest.param((3, 8, 1, 1), 8, (1, 1), {}, id="one-pixel"),
+    pytest.param((2, 8, 5, 4), 8, (5, 1), {"stride": (10**9, 1), "dilation": (1, 10**9)}, id="steps-that-mean-nothing"),
     pytest.param((2, 3, 6, 5), 8, (3, 3), {}, id="colours"),
 ]
 
