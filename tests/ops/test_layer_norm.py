@@ -93,8 +93,8 @@ def test_nan_stays_in_its_row(device):
     assert result[2].isnan().all() and result[[0, 1, 3]].isfinite().all()
 
 
-def test_threads_do_not_change_a_bit(threads):
-    tensors = inputs((300, 190), torch.float32, "cpu")
+def test_threads_do_not_change_a_bit(threads, device):
+    tensors = inputs((300, 190), torch.float32, device)
     results = []
     for count in (1, 2, 3):
         threads(count)
@@ -102,8 +102,8 @@ def test_threads_do_not_change_a_bit(threads):
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
-def test_equals_the_reference(dtype):
-    tensors = inputs((50, 190), dtype, "cpu")
+def test_equals_the_reference(dtype, device):
+    tensors = inputs((50, 190), dtype, device)
     unit = torch.finfo(dtype).eps
     bound = 1e-14 if unit < 1e-10 else max(unit, 2e-6)
     torch.testing.assert_close(layer_norm(*tensors), reference(*tensors, 1e-6), rtol=bound, atol=bound)
