@@ -29,17 +29,18 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def table(network: str, found: dict[str, dict]) -> str:
-    title = f"{network:36s} {'images/s':>9s} {'cpu ms':>8s} {'wall ms':>8s} {'ratio':>6s} {'alike':>6s} {'peak MB':>8s}"
+    columns = ("images/s", "cpu ms", "wall ms", "ratio", "alike", "MB held", "in call")
+    title = f"{network:36s} " + " ".join(f"{c:>{w}s}" for c, w in zip(columns, (9, 8, 8, 6, 6, 8, 8), strict=True))
     lines = [f"{title} undisturbed"]
     for name, entry in found.items():
         if "failed" in entry:
             lines.append(f"  {name:34s} failed: {entry['failed']}")
             continue
         ratios = "".join(f" {entry.get(field, float('nan')):6.2f}" for field in (RATIO, RATIO_ALIKE))
-        peak = "" if entry["peak_mb"] is None else f"{entry['peak_mb']:.0f}"
+        held, call = ("" if entry[f] is None else f"{entry[f]:.0f}" for f in ("build_mb", "call_mb"))
         lines.append(
             f"  {name:34s} {entry['images_per_second']:9.1f} {entry['cpu_ms']:8.2f} {entry['wall_ms']:8.2f}{ratios} "
-            f"{peak:>8s} {entry['undisturbed']}/{entry['calls']}"
+            f"{held:>8s} {call:>8s} {entry['undisturbed']}/{entry['calls']}"
         )
     return "\n".join(lines)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from bench.networks import batches, network
 from bench.peers import CONTENDERS, YARDSTICK, contenders, yardstick_like
@@ -41,9 +41,30 @@ class Vgg(nn.Module):
         return self.classifier(torch.flatten(self.avgpool(self.features(images)), 1))
 
 
+class Resnet(nn.Module):
+    """torchvision's ResNet in small, of its own blocks."""
+
+    def __init__(self, block: type) -> None:
+        super().__init__()
+        wide = 8 * block.expansion
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(8)
+        self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
+        shortcuts = [self.shortcut(8, wide, 1) if wide != 8 else None, self.shortcut(wide, wide, 2)]
+        self.layer1, self.layer2 = block(8, 8, downsample=shortcuts[0]), block(wide, 8, 2, shortcuts[1])
+        self.avgpool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(wide, CLASSES)
+
+    @staticmethod
+    def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, images):
+        x = self.layer2(self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images))))))
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
 NETWORKS = {
-    "resnet": lambda: ResNet(BasicBlock, [1, 1, 1, 1], num_classes=CLASSES),
-    "bottleneck": lambda: ResNet(Bottleneck, [1, 1, 1, 1], num_classes=CLASSES),
+    "resnet": lambda: Resnet(BasicBlock),
+    "bottleneck": lambda: Resnet(Bottleneck),
     "vgg": lambda: Vgg(norm=False),
     "vgg_bn": lambda: Vgg(norm=True),
 }
@@ -63,7 +84,7 @@ def sums(peer, name, dtype, **options):
 
 @pytest.fixture
 def batch():
-    return pictures(2, 32, classes=CLASSES)
+    return pictures(2, 16, classes=CLASSES)
 
 
 def assert_same_relevance(found, truth, bound):
@@ -77,7 +98,7 @@ BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
 @pytest.mark.parametrize("dtype", BOUNDS, ids=["float64", "float32"])
-@pytest.mark.parametrize("name", ["resnet", "vgg_bn"])
+@pytest.mark.parametrize("name", ["resnet", "bottleneck", "vgg_bn"])
 def test_same_relevance_as_zennit(name, dtype):
     truth = sums(Zennit, name, dtype)
     for peer, options in ((Hooks, {}), (PxpFast, {}), (Compiled, {"backend": "aot_eager"})):

@@ -48,13 +48,13 @@ def test_batches_do_not_change_a_bit(device):
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 
-def test_equals_the_reference_to_the_last_bit(threads):
-    sums = sums_of(24, 40_000)
-    expected = torch.zeros(4, 40_000, dtype=torch.float64)
+def test_equals_the_reference_to_the_last_bit(threads, device):
+    sums = sums_of(24, 40_000, device=device)
+    expected = torch.zeros(4, 40_000, dtype=torch.float64, device=device)
     reference(expected, sums)
     for count in (1, 3):
         threads(count)
-        totals = torch.zeros(4, 40_000, dtype=torch.float64)
+        totals = torch.zeros(4, 40_000, dtype=torch.float64, device=device)
         accumulate_(totals, sums)
         assert torch.equal(totals, expected)
 

@@ -107,8 +107,8 @@ def test_what_is_not_finite_shows_in_its_unit_alone(where, activation, value, de
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"])
-def test_threads_do_not_change_a_bit(layout, threads):
-    carry, output = (t.contiguous(memory_format=layout) for t in pair((3, 70, 31, 33), torch.float32, "cpu"))
+def test_threads_do_not_change_a_bit(layout, threads, device):
+    carry, output = (t.contiguous(memory_format=layout) for t in pair((3, 70, 31, 33), torch.float32, device))
     results = []
     for count in (1, 2, 3, 4):
         threads(count)
@@ -126,8 +126,8 @@ def test_equals_the_reference_to_the_last_bit(activation, dtype):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_equals_the_reference(activation, dtype):
-    carry, output = pair((2, 300, 192), dtype, "cpu")
+def test_equals_the_reference(activation, dtype, device):
+    carry, output = pair((2, 300, 192), dtype, device)
     scaled, sums = epsilon(carry, output, activation=activation, unit_dim=-1, group=64)
     expected_scaled, expected_sums = reference(carry, output, 1e-6, activation, -1, 64)
     unit = torch.finfo(dtype).eps
@@ -136,14 +136,14 @@ def test_equals_the_reference(activation, dtype):
     torch.testing.assert_close(sums, expected_sums, rtol=0, atol=4 * work * 300 * 64)
 
 
-def test_float16_rounds_like_pytorch():
+def test_float16_rounds_like_pytorch(device):
     """Every float16 value passes through unchanged, and values between them are rounded to even."""
-    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32, device=device).to(torch.int16)
     z = bits.view(torch.float16)
     z = z[torch.isfinite(z) & (z != 0)][None]
     scaled, _ = epsilon(z, torch.ones_like(z), eps=0.0)
     assert torch.equal(scaled, z)
-    carry = torch.randn(1, 50_000, generator=torch.Generator().manual_seed(0)).half()
+    carry = torch.randn(1, 50_000, generator=torch.Generator().manual_seed(0)).half().to(device)
     factor = torch.full_like(carry, 3.0)
     scaled, _ = epsilon(carry, factor, eps=1.0)
     assert torch.equal(scaled, (carry.float() * 0.75).half())

@@ -123,8 +123,8 @@ def test_around_a_sliced_residual_nothing_changes(dtype, device):
     assert torch.equal(residual, expected)
 
 
-def test_threads_do_not_change_a_bit(threads):
-    tensors = inputs((300, 190), torch.float32, "cpu")
+def test_threads_do_not_change_a_bit(threads, device):
+    tensors = inputs((300, 190), torch.float32, device)
     results = []
     for count in (1, 2, 3):
         threads(count)
@@ -132,8 +132,8 @@ def test_threads_do_not_change_a_bit(threads):
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
-def test_equals_the_reference(dtype):
-    tensors = inputs((50, 190), dtype, "cpu")
+def test_equals_the_reference(dtype, device):
+    tensors = inputs((50, 190), dtype, device)
     unit = torch.finfo(dtype).eps
     bound = 1e-14 if unit < 1e-10 else max(unit, 2e-6)
     for join in (None, join_of(tensors[0])):
