@@ -28,6 +28,8 @@ def build(stem: str, folder: Path, csrc: Path = CSRC, float_only: bool = False) 
     library = folder / f"{stem}.so"
     command = [COMPILER, "-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
     command += ["-I", str(HERE), "-I", str(csrc), str(HERE / f"{stem}.cpp"), "-o", str(library)]
+    # Else the loader joins what several libraries define inline, and one fills another's shared memory with NaN.
+    command += ["-fno-gnu-unique"]
     command += ["-DFLOAT_ONLY"] if float_only else []
     command += ["-O0", "-g1", f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all"] if SANITIZERS else []
     done = subprocess.run(command, check=False, capture_output=True, text=True)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from simulation import COMPILER, HERE
 
+MODULES = ("test_simulated.py", "sanitizer_faults.py")
+
 
 def sanitizer_libraries() -> list[Path]:
     """What must be loaded before Python: the sanitizer, and the library whose exceptions it looks for when it starts.
@@ -38,7 +40,7 @@ def test_simulated_kernels_under_sanitizers():
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    command += [str(HERE / "test_simulated.py"), str(HERE / "sanitizer_faults.py")]
+    command += [str(HERE / module) for module in MODULES]
     done = subprocess.run(command, env=environment, cwd=HERE.parent.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-10000:]
     passed = re.search(r"(\d+) passed", done.stdout)

@@ -1,6 +1,7 @@
 """The simulator itself: what it must notice, or its word on the kernels would be worth nothing."""
 
 import ctypes
+import shutil
 
 import pytest
 import torch
@@ -65,7 +66,11 @@ def test_errors(simulated, order, name, message):
     assert torch.equal(data, torch.arange(THREADS).view(-1, 2).flip(1).flatten().float())
 
 
-def test_shared_memory_starts_as_nan_in_every_block(simulated, order):
-    data = torch.zeros(2 * THREADS)
-    fault(simulated("faults"), order, "shared of the block before", data)
-    assert (data[:THREADS] == 1).all() and data[THREADS:].isnan().all()
+def test_shared_memory_starts_as_nan_in_every_block(simulated, order, tmp_path):
+    """In every library of the process."""
+    first = simulated("faults")
+    second = ctypes.CDLL(shutil.copy(first._name, tmp_path / "second.so"))
+    for library in (first, second):
+        data = torch.zeros(2 * THREADS)
+        fault(library, order, "shared of the block before", data)
+        assert (data[:THREADS] == 1).all() and data[THREADS:].isnan().all()
