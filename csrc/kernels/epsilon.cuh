@@ -100,7 +100,7 @@ __device__ __forceinline__ void apply(const EpsilonRow<T>& row, int64_t offset, 
 
 // grid: ceil(samples * rows / (kThreads / kRowThreads)). V divides `columns`.
 template <class T, int V, int kRowThreads>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, 3)
     epsilon_positions(const T* carry, const T* output, T* scaled, const EpsilonSums<Compute<T>> sums,
                       const EpsilonShape shape) {
   using C = Compute<T>;
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // grid: samples * blocks * tiles, where a tile is `width` threads of V columns each; width divides kThreads.
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, 3)
     epsilon_units(const T* carry, const T* output, T* scaled, const EpsilonSums<Compute<T>> sums,
                   const EpsilonShape shape, int width, int64_t tiles) {
   using C = Compute<T>;
@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 // grid: ceil(samples * blocks * units / (kThreads / kWarp)). `lanes` lanes, a power of two, share a row of the group,
 // so that a warp takes several rows at a time where groups are narrow. V divides `group`.
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, 3)
     epsilon_groups(const T* carry, const T* output, T* scaled, const EpsilonSums<Compute<T>> sums,
                    const EpsilonShape shape, int lanes) {
   using C = Compute<T>;
@@ -220,7 +220,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // grid: ceil(2 * samples * units / kThreads). partials [samples][blocks][2][units].
 template <class C>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, 3)
     epsilon_combine(const C* partials, const EpsilonSums<C> sums, int64_t samples, int64_t units, int64_t blocks) {
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= 2 * samples * units) return;

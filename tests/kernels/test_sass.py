@@ -30,16 +30,24 @@ class Claim:
 # With 64 registers four blocks of 256 threads, or one of 1024, fit into a multiprocessor; with 80 three of 256.
 PACKS = {r"LDG\.E\.128": 2, r"STG\.E\.128": 1}
 TENSOR_CORES = {r"HMMA\.(16816|1688)\.F32": 1, r"LDGSTS\.E\.\S*128": 1, r"LDSM\.16\.M": 1}
+TENSOR_OPCODES = ("HMMA", "LDGSTS", "LDSM")
 CLAIMS = [
-    Claim(r"epsilon_(positions|units)<\w+, [248](, \d+)?>", 80, PACKS),
-    Claim(r"epsilon_(positions|units)<\w+, 1(, \d+)?>", 64),
-    Claim(r"epsilon_groups<\w+>", 80),
+    Claim(r"epsilon_positions<\w+, [248], \d+>", 64, PACKS),
+    Claim(r"epsilon_(units|groups)<\w+, [248]>", 80, PACKS),
+    Claim(r"epsilon_positions<\w+, 1, \d+>", 64),
+    Claim(r"epsilon_units<\w+, 1>", 64),
+    Claim(r"epsilon_groups<\w+, 1>", 80),
     Claim(r"epsilon_combine<\w+>", 64),
     Claim(r"layer_norm_rows<\w+, [248], \d+>", 64, PACKS),
     Claim(r"layer_norm_rows<\w+, 1, \d+>", 64),
-    Claim(r"accumulate_units<\w+>", 64),
+    Claim(r"accumulate_(units|classes)<\w+>", 64),
     Claim(r"mask_slices", 64),
     Claim(r"radix_select<\w+>", 64),
+    # 512 threads to a multiprocessor. The two long divisions find the rows of a tile, before anything is multiplied.
+    Claim(r"product<TensorLoop<\w+(, \d+){4}>, \w+>", 128, TENSOR_CORES | PACKS, long_divisions=2),
+    Claim(r"product<(Fma|Direct)Loop<\w+>, \w+>", 128, forbidden=TENSOR_OPCODES, long_divisions=2),
+    Claim(r"product_combine<\w+>", 64, long_divisions=3),
+    Claim(r"product_heads<\w+>", 64),
 ]
 
 
