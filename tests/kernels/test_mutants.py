@@ -79,6 +79,10 @@ def many_units(library, order):
     large_cases.accumulate_many_units(library)
 
 
+def many_units_of_classes(library, order):
+    large_cases.accumulate_many_units(library, classes=2)
+
+
 # Stem, file, what stands there, what the mutant has instead, and the case that must fail.
 MUTANTS = {
     "no barrier before the partial sums are read": (
@@ -135,14 +139,18 @@ MUTANTS = {
     "strides multiplied in 32 bits": (
         "epsilon", "kernels/epsilon.cuh", "output += rows * shape.output.row",
         "output += int(rows * shape.output.row)", far_apart),
+    "partial sums left by 32 bits": (
+        "epsilon", "kernels/epsilon.cuh", "at + index * item", "at + int(index * item)", many_columns),
     "partial sums found by 32 bits": (
-        "epsilon", "kernels/epsilon.cuh", "partials + block * 2 * shape.units;\n  for",
-        "partials + unsigned(block * 2 * shape.units);\n  for", many_columns),
+        "epsilon", "kernels/epsilon.cuh", "part[block * 2 * units]", "part[int(block * 2 * units)]", many_columns),
     "rows found by 32 bits": (
         "layer_norm", "kernels/layer_norm.cuh", "output += row * columns", "output += int(row * columns)", many_rows),
     "absolute sums found by 32 bits": (
-        "accumulate", "kernels/accumulate.cuh", "signed_sum + samples * units", "signed_sum + int(samples * units)",
-        many_units),
+        "accumulate", "kernels/accumulate.cuh", "signed_sum + samples * units;\n#pragma",
+        "signed_sum + int(samples * units);\n#pragma", many_units),
+    "a class's totals found by 32 bits": (
+        "accumulate", "kernels/accumulate.cuh", "totals + label * 4 * units", "totals + int(label * 4 * units)",
+        many_units_of_classes),
 }  # fmt: skip
 
 
@@ -153,3 +161,8 @@ def test_mutant_is_caught(name, tmp_path):
     library = build_mutant(stem, file, right, wrong, tmp_path)
     caught = [order for order in ORDERS if is_caught(lambda order=order: case(library, order))]
     assert caught, "no order of threads gave it away"
+
+
+@pytest.mark.parametrize(("stem", "case"), dict.fromkeys((stem, case) for stem, *_, case in MUTANTS.values()))
+def test_the_case_passes_where_nothing_is_broken(simulated, order, stem, case):
+    case(simulated(stem), order)
