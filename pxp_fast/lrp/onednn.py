@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from .carry import Pending
 from .graph import argument
-from .layers import Convolution, ConvolutionProduct, Geometry, Linear, LinearProduct
+from .layers import Convolution, ConvolutionProduct, Geometry, Linear, LinearProduct, Weighted
 from .rules import Run
 
 # Without oneDNN PyTorch has no such operators.
@@ -31,38 +31,61 @@ def packs(node: fx.Node) -> bool:
     return node.meta["val"].dim() == 4 and not isinstance(argument(node, "padding"), str)
 
 
-class PackedConvolution(Convolution):
-    """A convolution on weights in oneDNN's layout, which are made from the graph's at the first batch."""
+class Packed(Weighted):
+    """A layer on a weight in oneDNN's layout, which takes the place of the graph's once both directions have theirs."""
 
+    weight: Tensor | None = None
     packed: Tensor | None = None
     packed_back: Tensor | None = None
 
+    def adopt(self, constants: dict[fx.Node, Tensor]) -> None:
+        """Take the weight over from the program, where no other layer shares it."""
+        node = self.node.args[1]
+        self.weight = constants.pop(node) if len(node.users) == 1 else constants[node]
+
+    def parameters(self, run: Run) -> tuple[Tensor | None, Tensor | None]:
+        return self.weight, run.value(argument(self.node, "bias"))
+
+    def drop_weight(self) -> None:
+        """Forget the plain weight if nothing asks for it any more."""
+        if self.packed is not None and (self.packed_back is not None or not self.needs_input):
+            self.weight = None
+
+
+class PackedConvolution(Packed, Convolution):
+    """A convolution on packed weights."""
+
+    mirrored: list[int] | None = None
+
     def forward(self, run: Run) -> tuple[object, object]:
+        source = run.env[self.node.args[0]]
         if self.packed is None:
-            source, weight = run.env[self.node.args[0]], run.env[self.node.args[1]]
-            sizes = (self.geometry.padding, self.geometry.stride, self.geometry.dilation, self.geometry.groups)
-            self.packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *sizes, list(source.shape))
+            geometry = self.geometry
+            self.mirrored = mirrored_padding(geometry, self.weight.shape)
+            sizes = (geometry.padding, geometry.stride, geometry.dilation, geometry.groups)
+            self.packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *sizes, list(source.shape))
+            self.drop_weight()
         if self.name != "relu":
             return super().forward(run)
-        source, bias = run.env[self.node.args[0]], run.value(argument(self.node, "bias"))
+        weight, bias = self.parameters(run)
         z = self._convolve(source, bias, "relu")
-        return z, self.keep(z, run.env[self.node.args[1]], source)
+        return z, self.keep(z, weight, source)
 
-    def product(self, source: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def product(self, source: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         return self._convolve(source, bias, "none")
 
     def _convolve(self, source: Tensor, bias: Tensor | None, then: str) -> Tensor:
         return _pointwise(source, self.packed, bias, self.geometry, self.geometry.padding, then)
 
-    def transposed(self, scaled: Tensor, weight: Tensor, shape: torch.Size) -> Pending:
-        mirrored = mirrored_padding(self.geometry, weight.shape)
-        if mirrored is None:
+    def transposed(self, scaled: Tensor, weight: Tensor | None, shape: torch.Size) -> Pending:
+        if self.mirrored is None:
             return super().transposed(scaled, weight, shape)
         if self.packed_back is None:
-            sizes = (mirrored, [1, 1], self.geometry.dilation, self.geometry.groups)
+            sizes = (self.mirrored, [1, 1], self.geometry.dilation, self.geometry.groups)
             turned = mirrored_weight(weight, self.geometry.groups)
             self.packed_back = torch.ops.mkldnn._reorder_convolution_weight(turned, *sizes, list(scaled.shape))
-        return MirroredProduct(scaled, self.packed_back, shape, self.geometry, mirrored)
+            self.drop_weight()
+        return MirroredProduct(scaled, self.packed_back, shape, self.geometry, self.mirrored)
 
 
 class MirroredProduct(ConvolutionProduct):
@@ -108,28 +131,26 @@ def _pointwise(
     )
 
 
-class OneLinear(Linear):
+class OneLinear(Packed, Linear):
     """A linear layer by oneDNN; weights of reduced precision, which are the program's own, are packed."""
 
-    packed: Tensor | None = None
-    packed_back: Tensor | None = None
-
-    def product(self, source: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def product(self, source: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         source = source.contiguous()
-        if weight.dtype == torch.float32:
+        if source.dtype == torch.float32:
             return _linear(source, weight, bias)
         if self.packed is None:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, source.numel() // source.shape[-1])
+            self.drop_weight()
         return _linear(source, self.packed, bias)
 
-    def transposed(self, scaled: Tensor, weight: Tensor, shape: torch.Size) -> Pending:
-        weight = weight.t()
-        if weight.dtype != torch.float32:
-            if self.packed_back is None:
-                rows = scaled.numel() // scaled.shape[-1]
-                self.packed_back = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
-            weight = self.packed_back
-        return OneLinearProduct(scaled, weight)
+    def transposed(self, scaled: Tensor, weight: Tensor | None, shape: torch.Size) -> Pending:
+        if scaled.dtype == torch.float32:
+            return OneLinearProduct(scaled, weight.t())
+        if self.packed_back is None:
+            rows = scaled.numel() // scaled.shape[-1]
+            self.packed_back = torch.ops.mkldnn._reorder_linear_weight(weight.t().contiguous(), rows)
+            self.drop_weight()
+        return OneLinearProduct(scaled, self.packed_back)
 
 
 class OneLinearProduct(LinearProduct):

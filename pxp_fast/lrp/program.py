@@ -18,7 +18,7 @@ from .dispatch import Scope, operator_for, receivers
 from .fold import CONVOLUTIONS, fold_batch_norm, hoist_reshapes, prepare_for_dtype
 from .fused import FusedLinear, Policy, reproducible
 from .graph import Captured
-from .onednn import serves
+from .onednn import Packed, serves
 from .rules import Operator, Run
 from .splitting import shares_of
 from .tokens import keep_read_tokens
@@ -146,6 +146,9 @@ class Program:
                 step.reader = readers.get(node)
                 fused.add(step.output)
                 steps.append(step)
+        for step in steps:
+            if isinstance(step, Packed):
+                step.adopt(self.constants)
         self._fold_splits({step.node: step for step in steps})
         views = {view for step in steps if isinstance(step, HeadOutput) for view in step.views}
         for step in steps:
@@ -176,7 +179,7 @@ class Program:
         seen = {self.captured.logits}
         release: list[list[fx.Node]] = []
         for step in reversed(self.steps):
-            dead = [n for n in step.node.all_input_nodes if n not in seen and n not in self.constants]
+            dead = [n for n in step.node.all_input_nodes if n not in seen and n not in self.captured.constants]
             if step.output not in seen:
                 dead.append(step.output)
             seen.update(dead)

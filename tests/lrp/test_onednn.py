@@ -65,7 +65,7 @@ def check(model: nn.Module, images: torch.Tensor, kind: type, dtype: torch.dtype
     relevance = Relevance(model, images, dtype=dtype)
     step = step_of(relevance, kind)
     generator = torch.Generator().manual_seed(4)
-    weight, bias = relevance.program.constants[step.node.args[1]], relevance.program.constants[step.node.args[2]]
+    weight, bias = step.weight.clone(), relevance.program.constants[step.node.args[2]]
     shape = (3, *step.node.args[0].meta["val"].shape[1:])
     source = torch.randn(shape, generator=generator).to(dtype)
     source = source.contiguous(memory_format=torch.channels_last) if source.dim() == 4 else source
@@ -78,6 +78,7 @@ def check(model: nn.Module, images: torch.Tensor, kind: type, dtype: torch.dtype
     scaled = torch.randn(truth.shape, generator=generator).to(dtype)
     scaled = scaled.contiguous(memory_format=torch.channels_last) if scaled.dim() == 4 else scaled
     gradient = torch.autograd.grad(truth, wide, scaled.double())[0]
+    saved = saved[0], weight, saved[2]
     assert relative_l1(step.transposed(scaled, *saved[1:]).tensor(), gradient) < BOUND[dtype]
     rest = torch.randn(gradient.shape, generator=generator).to(dtype)
     for layout in (torch.contiguous_format, torch.channels_last)[: gradient.dim() - 2]:
@@ -108,5 +109,8 @@ def test_stride_one_runs_as_a_convolution():
     model = Between(nn.Conv2d(16, 16, 3, padding=1), convolutional=True).eval()
     relevance = Relevance(model, torch.randn(2, 3, 8, 8))
     step = step_of(relevance, PackedConvolution)
-    weight = relevance.program.constants[step.node.args[1]]
-    assert isinstance(step.transposed(torch.randn(2, 16, 8, 8), weight, torch.Size((2, 16, 8, 8))), MirroredProduct)
+    source = step.node.args[0]
+    run = Run({step.node, source}, {source: torch.randn(2, 16, 8, 8), **relevance.program.constants}, None)
+    _, (_, weight, shape) = step.forward(run)
+    assert isinstance(step.transposed(torch.randn(2, 16, 8, 8), weight, shape), MirroredProduct)
+    assert step.weight is None  # the packed ones take its place
