@@ -5,7 +5,7 @@
 
 namespace harness {
 
-static std::string error;
+inline std::string error;
 
 // 0, or 1 with the message in `error`.
 template <class Body>

@@ -97,8 +97,7 @@ struct State {
   unsigned seed = 0;
   unsigned last_blocks = ~0u;  // run only as many of every row of the grid, its last: for grids of billions of threads
 };
-// Static, like all variables here: the linker makes one of inline variables of several libraries in a process.
-static State state;
+inline State state;
 
 inline void yield() { change(state.current->context, state.scheduler); }
 
@@ -171,7 +170,7 @@ inline void fiber_main() {
 }
 
 // Fills every __shared__ variable of this module with 0xff: NaN in any floating-point type.
-static thread_local unsigned char shared_memory_marker;
+inline thread_local unsigned char shared_memory_marker;
 inline void poison_shared_memory() {
   volatile unsigned char& marker = shared_memory_marker;
   marker = 0;  // the segment exists from the first access on
