@@ -43,10 +43,11 @@ CLAIMS = [
     Claim(r"accumulate_(units|classes)<\w+>", 64),
     Claim(r"mask_slices", 64),
     Claim(r"radix_select<\w+>", 64),
-    # 512 threads to a multiprocessor. The two long divisions find the rows of a tile, before anything is multiplied.
-    Claim(r"product<TensorLoop<\w+(, \d+){4}>, \w+>", 128, TENSOR_CORES | PACKS, long_divisions=2),
-    Claim(r"product<(Fma|Direct)Loop<\w+>, \w+>", 128, forbidden=TENSOR_OPCODES, long_divisions=2),
-    Claim(r"product_combine<\w+>", 64, long_divisions=3),
+    # 512 threads to a multiprocessor.
+    Claim(r"product<TensorLoop<\w+(, \d+){4}>, \w+>", 128, TENSOR_CORES | PACKS),
+    Claim(r"product<(Fma|Direct)Loop<\w+>, \w+>", 128, forbidden=TENSOR_OPCODES),
+    # Three for every parity class, for which the compiler makes up to four copies: strides of 1 along either axis.
+    Claim(r"product_combine<\w+>", 64, long_divisions=12),
     Claim(r"product_heads<\w+>", 64),
 ]
 
