@@ -7,6 +7,8 @@ ATen takes another library, they are sums in another order, in half the time on 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, fx
 
@@ -17,6 +19,10 @@ from .rules import Run
 
 # Without oneDNN PyTorch has no such operators.
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+
+USUAL_BATCH = 8
+# Entries of the largest linear weight that is packed: of a larger one (VGG's first has 10^8), two copies cost too much.
+MOST_PACKED = 1 << 24
 
 
 def serves(device: torch.device, dtype: torch.dtype) -> bool:
@@ -32,24 +38,35 @@ def packs(node: fx.Node) -> bool:
 
 
 class Packed(Weighted):
-    """A layer on a weight in oneDNN's layout, which takes the place of the graph's once both directions have theirs."""
+    """A layer on weights in oneDNN's layout, one for each direction.
+
+    They are made before the first batch: made during it, they would lie between its activations and keep the memory
+    around them from being used again.
+    """
 
     weight: Tensor | None = None
     packed: Tensor | None = None
     packed_back: Tensor | None = None
 
     def adopt(self, constants: dict[fx.Node, Tensor]) -> None:
-        """Take the weight over from the program, where no other layer shares it."""
+        """Take the weight over from the program, where no other layer shares it, and pack it."""
         node = self.node.args[1]
         self.weight = constants.pop(node) if len(node.users) == 1 else constants[node]
+        self.pack()
+        if self.packed is not None and (self.packed_back is not None or not self.needs_input):
+            self.weight = None
+
+    def pack(self) -> None:
+        """Bring the weight into oneDNN's layout, for whichever directions that is possible and pays."""
+        raise NotImplementedError
+
+    def shape(self, node: fx.Node) -> list[int]:
+        """The node's shape for a batch of a usual size: the layout hardly depends on it, and serves any."""
+        batch, *rest = node.meta["val"].shape
+        return [USUAL_BATCH * (batch if isinstance(batch, int) else 1), *map(int, rest)]
 
     def parameters(self, run: Run) -> tuple[Tensor | None, Tensor | None]:
         return self.weight, run.value(argument(self.node, "bias"))
-
-    def drop_weight(self) -> None:
-        """Forget the plain weight if nothing asks for it any more."""
-        if self.packed is not None and (self.packed_back is not None or not self.needs_input):
-            self.weight = None
 
 
 class PackedConvolution(Packed, Convolution):
@@ -57,17 +74,20 @@ class PackedConvolution(Packed, Convolution):
 
     mirrored: list[int] | None = None
 
+    def pack(self) -> None:
+        geometry = self.geometry
+        sizes = (geometry.padding, geometry.stride, geometry.dilation, geometry.groups)
+        pack = torch.ops.mkldnn._reorder_convolution_weight
+        self.packed = pack(self.weight, *sizes, self.shape(self.node.args[0]))
+        self.mirrored = mirrored_padding(geometry, self.weight.shape)
+        if self.mirrored is not None and self.needs_input:
+            sizes = (self.mirrored, [1, 1], geometry.dilation, geometry.groups)
+            self.packed_back = pack(mirrored_weight(self.weight, geometry.groups), *sizes, self.shape(self.node))
+
     def forward(self, run: Run) -> tuple[object, object]:
-        source = run.env[self.node.args[0]]
-        if self.packed is None:
-            geometry = self.geometry
-            self.mirrored = mirrored_padding(geometry, self.weight.shape)
-            sizes = (geometry.padding, geometry.stride, geometry.dilation, geometry.groups)
-            self.packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *sizes, list(source.shape))
-            self.drop_weight()
         if self.name != "relu":
             return super().forward(run)
-        weight, bias = self.parameters(run)
+        source, (weight, bias) = run.env[self.node.args[0]], self.parameters(run)
         z = self._convolve(source, bias, "relu")
         return z, self.keep(z, weight, source)
 
@@ -78,13 +98,8 @@ class PackedConvolution(Packed, Convolution):
         return _pointwise(source, self.packed, bias, self.geometry, self.geometry.padding, then)
 
     def transposed(self, scaled: Tensor, weight: Tensor | None, shape: torch.Size) -> Pending:
-        if self.mirrored is None:
-            return super().transposed(scaled, weight, shape)
         if self.packed_back is None:
-            sizes = (self.mirrored, [1, 1], self.geometry.dilation, self.geometry.groups)
-            turned = mirrored_weight(weight, self.geometry.groups)
-            self.packed_back = torch.ops.mkldnn._reorder_convolution_weight(turned, *sizes, list(scaled.shape))
-            self.drop_weight()
+            return super().transposed(scaled, weight, shape)
         return MirroredProduct(scaled, self.packed_back, shape, self.geometry, self.mirrored)
 
 
@@ -134,23 +149,20 @@ def _pointwise(
 class OneLinear(Packed, Linear):
     """A linear layer by oneDNN; weights of reduced precision, which are the program's own, are packed."""
 
+    def pack(self) -> None:
+        if self.weight.dtype == torch.float32 or self.weight.numel() > MOST_PACKED:
+            return
+        *rows, _ = self.shape(self.node)
+        pack = torch.ops.mkldnn._reorder_linear_weight
+        self.packed = pack(self.weight, math.prod(rows))
+        if self.needs_input:
+            self.packed_back = pack(self.weight.t().contiguous(), math.prod(rows))
+
     def product(self, source: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        source = source.contiguous()
-        if source.dtype == torch.float32:
-            return _linear(source, weight, bias)
-        if self.packed is None:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, source.numel() // source.shape[-1])
-            self.drop_weight()
-        return _linear(source, self.packed, bias)
+        return _linear(source.contiguous(), weight if self.packed is None else self.packed, bias)
 
     def transposed(self, scaled: Tensor, weight: Tensor | None, shape: torch.Size) -> Pending:
-        if scaled.dtype == torch.float32:
-            return OneLinearProduct(scaled, weight.t())
-        if self.packed_back is None:
-            rows = scaled.numel() // scaled.shape[-1]
-            self.packed_back = torch.ops.mkldnn._reorder_linear_weight(weight.t().contiguous(), rows)
-            self.drop_weight()
-        return OneLinearProduct(scaled, self.packed_back)
+        return OneLinearProduct(scaled, weight.t() if self.packed_back is None else self.packed_back)
 
 
 class OneLinearProduct(LinearProduct):
