@@ -10,7 +10,7 @@ from simulation import CSRC, SimulationError, build
 
 
 def build_mutant(stem: str, file: str, right: str, wrong: str, folder: Path):
-    """The simulated kernels of `stem`, for float32, with `wrong` in `file` where `right` stands."""
+    """The simulated kernels of `stem`, for float32, with `wrong` in `file` where `right` stands; in a new `folder`."""
     csrc = folder / "csrc"
     shutil.copytree(CSRC, csrc, ignore=shutil.ignore_patterns("cpu", "cuda"))
     source = (csrc / file).read_text()

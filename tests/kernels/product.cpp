@@ -54,7 +54,11 @@ void run(ProductShape shape, const ProductPointers& at, int64_t sums_kind, int64
   using T = typename Loop::Element;
   using C = Compute<T>;
   const ProductPlan plan = plan_tiles(shape, Loop::kRows, Loop::kColumns, Loop::kPack);
+#ifdef __SANITIZE_ADDRESS__
+  constexpr size_t kGuard = 0;
+#else
   constexpr size_t kGuard = 64;
+#endif
   std::vector<C> room((at.sums ? size_t(plan.workspace) : 0) + 2 * kGuard, C(NAN));
   C* workspace = at.sums ? room.data() + kGuard : nullptr;
   const dim3 grid{unsigned(plan.blocks[0]), unsigned(plan.blocks[1])};

@@ -15,11 +15,15 @@ import torch
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
 COMPILER = shutil.which("g++")
+STEMS = sorted(path.stem for path in HERE.glob("*.cpp") if path.stem != "cpu_loops")
+"""Of the libraries of simulated kernels."""
 ORDERS = ("forward", "reverse", "random", "skew")
 COPIES = ("eager", "lazy")
 TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 # Set by test_sanitized.py. One order of threads is enough then, and tensors end where their memory ends.
 SANITIZERS = os.environ.get("PXP_SANITIZERS", "")
+TRIED_ORDERS = ("random",) if SANITIZERS else ORDERS
+TRIED_COPIES = ("lazy",) if SANITIZERS else COPIES
 GUARD = 0 if SANITIZERS else 64
 
 
@@ -32,7 +36,9 @@ def build(stem: str, folder: Path, csrc: Path = CSRC, float_only: bool = False) 
     command += ["-fno-gnu-unique"]
     command += ["-DFLOAT_ONLY"] if float_only else []
     command += ["-O0", "-g1", f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all"] if SANITIZERS else []
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    # The sanitizer is loaded before this process, not before the compiler.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     loaded = ctypes.CDLL(str(library))
     loaded.last_error.restype = ctypes.c_char_p

@@ -3,9 +3,9 @@
 import product_cases as cases
 import pytest
 import torch
-from mutants import build_mutant, is_caught
+from mutants import is_caught
 from product_cases import DIRECT, FMA, SMALL
-from simulation import COMPILER, COPIES, ORDERS
+from simulation import COPIES, ORDERS
 
 F32 = torch.float32
 MODES = [(order, copies) for order in ORDERS for copies in COPIES]
@@ -44,7 +44,7 @@ NEXT = "      if (slice + kStages - 1 < slices) feed.next(stages + free_stage * 
 COMMIT = "      copy_async_commit();\n#pragma unroll\n      for (int depth"
 
 # File, what stands there, what the mutant has instead, and the case that must fail.
-MUTANTS = {
+PRODUCTS = {
     "no barrier before a slice is read and another overwritten": (
         LOOP, ARRIVED + "      __syncthreads();\n", "", linear),
     "a wait for one slice too few": (LOOP, "copy_async_wait<kStages - 2>", "copy_async_wait<kStages - 1>", linear),
@@ -83,13 +83,12 @@ MUTANTS = {
     "features of the first group for all": (
         GENERAL, "int64_t(channel / shape.group_channels) * shape.features", "0", direct),
 }  # fmt: skip
+MUTANTS = {name: ("product", *mutant) for name, mutant in PRODUCTS.items()}
 
 
-@pytest.mark.skipif(COMPILER is None, reason="no g++ to compile the simulated kernels with")
 @pytest.mark.parametrize("name", MUTANTS)
-def test_mutant_is_caught(name, tmp_path):
-    file, right, wrong, case = MUTANTS[name]
-    library = build_mutant("product", file, right, wrong, tmp_path)
+def test_mutant_is_caught(name, mutant):
+    library, case = mutant(name), MUTANTS[name][-1]
     caught = any(is_caught(lambda mode=mode: case(library, *mode)) for mode in MODES)
     assert caught, "no order of threads and no moment of landing gave it away"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from simulation import COMPILER, HERE
 
-MODULES = ("test_simulated.py", "sanitizer_faults.py")
+MODULES = ("test_simulated.py", "test_simulated_products.py", "sanitizer_faults.py")
 
 
 def sanitizer_libraries() -> list[Path]:
