@@ -13,6 +13,7 @@ from pxp_fast.ops.convolution_epsilon import reference as convolution_reference
 from pxp_fast.ops.linear_epsilon import reference as linear_reference
 
 LARGE, SMALL, FMA, DIRECT, TALL = range(5)
+EPS = 1e-2
 
 
 class _ProductCase(ctypes.Structure):
@@ -26,36 +27,66 @@ class _ProductCase(ctypes.Structure):
     ]  # fmt: skip
 
 
-def image(shape, dtype, seed, channels_last):
-    """A guarded tensor [N, C, H, W], and a view of it."""
-    if not channels_last:
-        guarded = Guarded(normal(shape, dtype, seed))
-        return guarded, guarded.tensor
-    n, c, h, w = shape
-    guarded = Guarded(normal((n, h, w, c), dtype, seed))
-    return guarded, guarded.tensor.permute(0, 3, 1, 2)
+def images(shapes, dtype, channels_last, joined):
+    """Views [N, C, H, W] of guarded tensors; None for the last of four, the carry, where nothing joins."""
+    tensors = []
+    for seed, (n, c, h, w) in enumerate(shapes, 1):
+        if channels_last:
+            tensors.append(Guarded(normal((n, h, w, c), dtype, seed)).tensor.permute(0, 3, 1, 2))
+        else:
+            tensors.append(Guarded(normal((n, c, h, w), dtype, seed)).tensor)
+    return tensors if joined else [*tensors[:3], None]
 
 
-def _widened(*tensors):
-    return [None if t is None else t.double() for t in tensors]
+def launch(library, order, copies, loop, tensors, result, sums, *, stride=(1, 1), padding=(0, 0), dilation=(1, 1),
+           groups=1, activation="relu", head=1, stabilized=False):  # fmt: skip
+    """`tensors`: scaled, weight, output and carry, as images; the last, like `sums`, may be None."""
+    scaled, weight, output, _ = tensors
+    samples, channels = output.shape[:2]
+    case = _ProductCase(
+        TYPES[output.dtype], loop, samples, groups, channels // groups, scaled.shape[1] // groups, head,
+        ACTIVATIONS.index(activation), int(stabilized), tuple(output.shape[2:]), tuple(scaled.shape[2:]),
+        tuple(weight.shape[2:]), stride, padding, dilation, scaled.stride(), weight.stride(), result.stride(),
+        *((0, 0) if sums is None else sums.stride()[:2]),
+    )  # fmt: skip
+    call(library, "product_epsilon", order, ctypes.byref(case), EPS, *tensors, result, sums, copies=copies)
 
 
-def _compare(loop, dtype, result, sums, true, bound):
-    """`true` and `bound`: result and sums, of the values and of their magnitudes (what sums are measured by)."""
+def _definition(tensors, sums, *, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, activation="relu", head=1,
+                stabilized=False):  # fmt: skip
+    """What the result must be; adds to `sums`."""
+    scaled, weight, output, carry = tensors
+    if weight.shape[2:] == (1, 1) and output.shape[2] == 1:  # a linear layer: one row of positions
+        flat = [t if t is None else t[:, :, 0].transpose(1, 2) for t in (scaled, output, carry)]
+        value = linear_reference(flat[0], weight[:, :, 0, 0], flat[1], flat[2], sums, EPS, activation, head, stabilized,
+                                 False)  # fmt: skip
+        return value.transpose(1, 2)[:, :, None]
+    return convolution_reference(scaled, weight, output, carry, sums, stride, padding, dilation, groups, EPS,
+                                 activation, False)  # fmt: skip
+
+
+def check(loop, tensors, result, sums, before, *, activation="relu", **settings):
+    """Against the definition in double precision; `before` is what `sums` held."""
+    values = [None if t is None else t.double() for t in tensors]
+    magnitudes = [None if t is None else t.abs() for t in values]
+    true_sums, bound_sums = before.double().clone(), before.double().abs()
+    true = _definition(values, true_sums, activation=activation, **settings)
+    bound = _definition(magnitudes, bound_sums, activation="identity", **settings)
+    dtype = result.dtype
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     rounded = dtype == torch.float32 and loop in (LARGE, SMALL, TALL)
     work = 2.0**-11 * 2.1 if rounded else 32 * torch.finfo(compute).eps
-    error = (result.double() - true[0]).abs()
-    assert (error <= torch.finfo(dtype).eps * true[0].abs() + work * bound[0].abs() + 1e-30).all(), error.max()
+    error = (result.double() - true).abs()
+    assert (error <= torch.finfo(dtype).eps * true.abs() + work * (bound + 1e-6) + 1e-30).all(), error.max()
     if sums is not None:
-        error = (sums.double() - true[1]).abs()
-        assert (error <= work * bound[1]).all(), error.max()
+        error = (sums.double() - true_sums).abs()
+        assert (error <= work * (bound_sums + 1e-6)).all(), error.max()
 
 
-def run(library, order, copies, loop, scaled, weight, output, carry, *, sums=True, stride=(1, 1), padding=(0, 0),
-        dilation=(1, 1), groups=1, activation="relu", head=1, stabilized=False, channels_last=True):  # fmt: skip
-    """All tensors as images; the result, and the sums (added to what was there)."""
-    dtype, eps = output.dtype, 1e-2
+def run(library, order, copies, loop, tensors, *, sums=True, channels_last=True, head=1, **settings):
+    """The result, and the sums (added to what was there)."""
+    output, carry = tensors[2:]
+    dtype = output.dtype
     samples, channels = output.shape[:2]
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     room = empty((samples, output.shape[2], output.shape[3], channels) if channels_last else output.shape, dtype)
@@ -65,38 +96,13 @@ def run(library, order, copies, loop, scaled, weight, output, carry, *, sums=Tru
     table = Guarded(normal((2, samples + 1, channels // head + 3), compute, 7))
     before = table.tensor.clone()
     part = table.tensor[:, 1:, 2:-1]
-    case = _ProductCase(
-        TYPES[dtype], loop, samples, groups, channels // groups, scaled.shape[1] // groups, head,
-        ACTIVATIONS.index(activation), int(stabilized), tuple(output.shape[2:]), tuple(scaled.shape[2:]),
-        tuple(weight.shape[2:]), stride, padding, dilation, scaled.stride(), weight.stride(), result.stride(),
-        part.stride(0), part.stride(1),
-    )  # fmt: skip
-    call(library, "product_epsilon", order, ctypes.byref(case), eps, scaled, weight, output, carry, result,
-         part if sums else None, copies=copies)  # fmt: skip
+    launch(library, order, copies, loop, tensors, result, part if sums else None, head=head, **settings)
     room.check()
     table.check()
     inner, inner_before = part.clone(), before[:, 1:, 2:-1].clone()
     before[:, 1:, 2:-1] = inner
     assert torch.equal(table.tensor, before), "written beside the slice of sums"
-
-    def definition(tensors, function, start):
-        truth = start.double()
-        scaled, weight, output, carry = tensors
-        if weight.shape[2:] == (1, 1) and output.shape[2] == 1:  # a linear layer: one row of positions
-            flat = [t if t is None else t[:, :, 0].transpose(1, 2) for t in (scaled, output, carry)]
-            value = linear_reference(
-                flat[0], weight[:, :, 0, 0], flat[1], flat[2], truth, eps, function, head, stabilized, False
-            )
-            return value.transpose(1, 2)[:, :, None], truth
-        value = convolution_reference(scaled, weight, output, carry, truth, stride, padding, dilation, groups, eps,
-                                      function, False)  # fmt: skip
-        return value, truth
-
-    values = _widened(scaled, weight, output, carry)
-    magnitudes = [None if t is None else t.abs() for t in values]
-    true = definition(values, activation, inner_before)
-    bound = definition(magnitudes, "identity", inner_before.abs())
-    _compare(loop, dtype, result, inner if sums else None, true, (bound[0] + 1e-6, bound[1] + 1e-6))
+    check(loop, tensors, result, inner if sums else None, inner_before, head=head, **settings)
     if sums:
         return result, inner
     assert torch.equal(inner, inner_before)
@@ -106,13 +112,13 @@ def run(library, order, copies, loop, scaled, weight, output, carry, *, sums=Tru
 def linear(library, order, loop, shape, features, dtype, *, copies="lazy", joined=True, **settings):
     """`shape` is [samples, positions, channels]."""
     samples, positions, channels = shape
-    scaled, weight, output, carry = (
-        image((samples, features, 1, positions), dtype, 1, True),
-        image((features, channels, 1, 1), dtype, 2, True),
-        image((samples, channels, 1, positions), dtype, 3, True),
-        image((samples, channels, 1, positions), dtype, 4, True),
+    shapes = (
+        (samples, features, 1, positions),
+        (features, channels, 1, 1),
+        (samples, channels, 1, positions),
+        (samples, channels, 1, positions),
     )
-    return run(library, order, copies, loop, scaled[1], weight[1], output[1], carry[1] if joined else None, **settings)
+    return run(library, order, copies, loop, images(shapes, dtype, True, joined), **settings)
 
 
 def convolution(library, order, loop, shape, features, kernel, dtype, *, copies="lazy", joined=True, groups=1,
@@ -122,12 +128,6 @@ def convolution(library, order, loop, shape, features, kernel, dtype, *, copies=
         (size + 2 * pad - gap * (taps - 1) - 1) // step + 1
         for size, taps, step, pad, gap in zip(shape[2:], kernel, stride, padding, dilation, strict=True)
     ]
-    scaled, weight, output, carry = (
-        image((shape[0], features, *above), dtype, 1, channels_last),
-        image((features, shape[1] // groups, *kernel), dtype, 2, channels_last),
-        image(shape, dtype, 3, channels_last),
-        image(shape, dtype, 4, channels_last),
-    )
-    return run(library, order, copies, loop, scaled[1], weight[1], output[1], carry[1] if joined else None,
-               groups=groups, stride=stride, padding=padding, dilation=dilation, channels_last=channels_last,
-               **settings)  # fmt: skip
+    shapes = ((shape[0], features, *above), (features, shape[1] // groups, *kernel), shape, shape)
+    return run(library, order, copies, loop, images(shapes, dtype, channels_last, joined), groups=groups, stride=stride,
+               padding=padding, dilation=dilation, channels_last=channels_last, **settings)  # fmt: skip

@@ -1,5 +1,6 @@
 """Products broken on purpose: some order of threads, or some moment for copies to land, must give them away."""
 
+import large_product_cases
 import product_cases as cases
 import pytest
 import torch
@@ -36,6 +37,14 @@ def general(library, order, copies):
 
 def direct(library, order, copies):
     cases.convolution(library, order, DIRECT, (1, 6, 5, 5), 12, (3, 3), F32, copies=copies, groups=3)
+
+
+def far_apart(library, order, copies):
+    large_product_cases.far_apart(library, order, SMALL, copies)
+
+
+def many_rows(library, order, copies):
+    large_product_cases.many_rows(library, order, SMALL, copies)
 
 
 WAIT = "      copy_async_wait<kStages - 2>();\n"
@@ -82,6 +91,16 @@ PRODUCTS = {
         GENERAL, "        }\n        __syncthreads();\n      }\n    }\n", "        }\n      }\n    }\n", general),
     "features of the first group for all": (
         GENERAL, "int64_t(channel / shape.group_channels) * shape.features", "0", direct),
+    "samples found by 32 bits": (
+        SHAPE, "output = sample * shape.output.sample", "output = int(sample * shape.output.sample)", far_apart),
+    "features found by 32 bits": (
+        LOOP, "weight + feature * shape.weight.sample", "weight + int(feature * shape.weight.sample)", far_apart),
+    "taps found by 32 bits": (
+        SHAPE, "scaled += offset[axis] * shape.scaled.axis[axis]",
+        "scaled += int(offset[axis] * shape.scaled.axis[axis])", far_apart),
+    "positions found by 32 bits": (
+        SHAPE, "scaled += position[axis] * shape.scaled.axis[axis]",
+        "scaled += int(position[axis] * shape.scaled.axis[axis])", many_rows),
 }  # fmt: skip
 MUTANTS = {name: ("product", *mutant) for name, mutant in PRODUCTS.items()}
 
@@ -93,7 +112,7 @@ def test_mutant_is_caught(name, mutant):
     assert caught, "no order of threads and no moment of landing gave it away"
 
 
-@pytest.mark.parametrize("case", [linear, heads, wide_heads, strided, general, direct])
+@pytest.mark.parametrize("case", dict.fromkeys(mutant[-1] for mutant in PRODUCTS.values()))
 def test_nothing_is_caught_where_nothing_is_broken(case, simulated):
     for mode in MODES:
         case(simulated("product"), *mode)

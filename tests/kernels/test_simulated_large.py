@@ -1,8 +1,10 @@
 """Every CUDA kernel, unmodified, on the host, beyond 2^32 elements."""
 
 import large_cases
+import large_product_cases
 import pytest
 from large_cases import BLOCK_ROWS, GROUPS, UNITS, WARP_ROWS
+from product_cases import DIRECT, FMA, LARGE, SMALL, TALL
 
 
 @pytest.mark.parametrize("variant", range(4))
@@ -32,3 +34,13 @@ def test_accumulate_many_units(simulated, classes):
 
 def test_mask_far_apart(simulated):
     large_cases.mask_far_apart(simulated("mask"))
+
+
+@pytest.mark.parametrize("loop", [LARGE, SMALL, TALL, FMA, DIRECT])
+def test_products_far_apart(simulated, loop):
+    large_product_cases.far_apart(simulated("product"), "random", loop)
+
+
+@pytest.mark.parametrize("loop", [SMALL, FMA, DIRECT])
+def test_products_of_many_rows(simulated, loop):
+    large_product_cases.many_rows(simulated("product"), "random", loop)
