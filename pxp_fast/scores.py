@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -115,7 +116,10 @@ class Scores:
             raise ScoresError(
                 "these scores do not tell classes apart; score again with per_class=True (pxp-fast score --per-class)"
             )
-        chosen = sorted(set(keep))
+        try:
+            chosen = sorted({operator.index(label) for label in keep})
+        except TypeError as error:
+            raise ScoresError(f"classes to keep are {keep!r}; pass whole numbers, such as [0, 3]") from error
         scored = self.class_samples.nonzero().flatten().tolist()
         if not chosen or not set(chosen) <= set(scored):
             raise ScoresError(
@@ -188,6 +192,7 @@ class Scores:
             or self.class_totals.shape != (len(self.class_samples), 4, count)
             or self.class_totals.dtype != torch.float64
             or int(self.class_samples.sum()) != self.samples
+            or bool((self.class_samples < 0).any())
         ):
             raise ScoresError(
                 f"{path} holds class_totals and class_samples {found}; its header calls for float64 "

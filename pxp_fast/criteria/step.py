@@ -30,8 +30,8 @@ class GraphWarning(UserWarning):
 class Recorder(Protocol):
     """A way to repeat a computation on the tensors it has read and written before."""
 
-    def record(self, compute: Callable[[], object]) -> Callable[[], object]:
-        """What repeats `compute`. May run it too, so what it adds to must not change meanwhile."""
+    def record(self, compute: Callable[[], object]) -> Callable[[], object] | None:
+        """What repeats `compute`; None where that cannot be. May run it too, so running it must change no totals."""
 
 
 class Again:
@@ -41,8 +41,8 @@ class Again:
         return compute
 
 
-class CudaGraphs(Again):
-    """Repeats a computation as a CUDA graph; where that fails, which it warns of once, by running it again.
+class CudaGraphs:
+    """Repeats a computation as a CUDA graph; where that fails it says so once, and records nothing from then on.
 
     The computation must neither wait for the GPU nor read from it. The graphs share their intermediate memory, as no
     two of them run at the same time.
@@ -54,7 +54,7 @@ class CudaGraphs(Again):
         self.pool = torch.cuda.graph_pool_handle()
         self.failed = False
 
-    def record(self, compute: Callable[[], object]) -> Callable[[], object]:
+    def record(self, compute: Callable[[], object]) -> Callable[[], object] | None:
         if not self.failed:
             try:
                 with torch.cuda.device(self.device):
@@ -68,7 +68,7 @@ class CudaGraphs(Again):
                     GraphWarning,
                     stacklevel=2,
                 )
-        return super().record(compute)
+        return None
 
     def _capture(self, compute: Callable[[], object]) -> Callable[[], object]:
         current = torch.cuda.current_stream()
@@ -218,8 +218,12 @@ class Step:
         if size not in self._met:  # one that never comes again is not worth recording
             self._met.add(size)
             return None
-        self._recorded[size] = _Recorded(self, images, labels)
-        return self._recorded[size]
+        recorded = _Recorded(self, images, labels)
+        if recorded.repeat is None:
+            self.recorder = None
+            return None
+        self._recorded[size] = recorded
+        return recorded
 
 
 class _Recorded:

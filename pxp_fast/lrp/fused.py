@@ -23,6 +23,8 @@ from .layers import Convolution, ConvolutionProduct, Geometry, Linear, LinearPro
 LONGEST_SUM = {8: None, 9: 768, 10: 384, 12: None}
 # Groups narrower than this leave most of a tensor-core tile empty; cuDNN has kernels for them.
 NARROWEST_GROUP = 16
+# PyTorch's switches between float32 and TF32.
+CONVOLUTION, MATMUL = torch.backends.cudnn.conv, torch.backends.cuda.matmul
 
 
 class Policy:
@@ -36,10 +38,17 @@ class Policy:
         No TF32.
     wanted
         True and False decide for all; None: as described in this module.
+
+    Attributes
+    ----------
+    tf32
+        Whether PyTorch's own products of float32 tensors are TF32, for convolutions (True) and linear layers (False).
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, exact: bool, wanted: bool | None) -> None:
-        self.dtype, self.exact, self.wanted = dtype, exact, wanted
+        self.dtype, self.wanted = dtype, wanted
+        single = dtype == torch.float32 and not exact
+        self.tf32 = {True: single and _rounds(CONVOLUTION), False: single and _rounds(MATMUL)}
         self.cuda = device.type == "cuda"
         self.longest: int | None = 0
         if self.cuda and dtype != torch.float64:
@@ -50,16 +59,11 @@ class Policy:
         """Whether some product may be fused."""
         return self.cuda if self.wanted is None else self.wanted
 
-    def tf32(self, convolution: bool) -> bool:
-        """Whether PyTorch's own products of float32 tensors would be TF32 here."""
-        allowed = torch.backends.cudnn.allow_tf32 if convolution else torch.backends.cuda.matmul.allow_tf32
-        return self.dtype == torch.float32 and not self.exact and allowed
-
     def fuses(self, terms: int, channels: int, convolution: bool) -> bool:
         """Whether a product that adds up `terms` terms for each of a group's `channels` is fused."""
         if self.wanted is not None:
             return self.wanted
-        if not self.cuda or self.dtype == torch.float32 and not self.tf32(convolution):
+        if not self.cuda or self.dtype == torch.float32 and not self.tf32[convolution]:
             return False
         return channels >= NARROWEST_GROUP and (self.longest is None or terms <= self.longest)
 
@@ -67,7 +71,7 @@ class Policy:
 class FusedLinear(Linear):
     """A linear layer whose transposed product ends with the epsilon pass of the layer below.
 
-    `shares` multiplies the rows of the weight on the way back: what attention's split leaves of each feature's carry.
+    `shares` is what attention's split leaves of each feature's carry, where the weight takes care of it.
     """
 
     def __init__(self, node: fx.Node, eps: float, activation: fx.Node | None, needs_input: bool, policy: Policy):
@@ -76,14 +80,16 @@ class FusedLinear(Linear):
         self.shares: Tensor | None = None
         self.shared: Tensor | None = None
 
+    def share(self, shares: Tensor, weight: Tensor) -> None:
+        """Multiply the rows of the weight on the way back with `shares`."""
+        self.shares = shares
+        self.shared = (weight.double() * shares.to(weight.device).unsqueeze(1)).to(weight.dtype)
+
     def transposed(self, scaled: Tensor, weight: Tensor, shape: torch.Size) -> Pending:
-        if self.shares is not None:
-            if self.shared is None:
-                self.shared = (weight.double() * self.shares.to(weight.device).unsqueeze(1)).to(weight.dtype)
-            weight = self.shared
+        weight = weight if self.shared is None else self.shared
         if not self.policy.fuses(weight.shape[0], weight.shape[1], convolution=False):
             return super().transposed(scaled, weight, shape)
-        return FusedLinearProduct(scaled, weight, self.policy.tf32(convolution=False))
+        return FusedLinearProduct(scaled, weight, self.policy.tf32[False])
 
 
 class FusedLinearProduct(LinearProduct):
@@ -115,7 +121,7 @@ class FusedConvolution(Convolution):
             return super().transposed(scaled, weight, shape)
         if not self.policy.fuses(terms, weight.shape[1], convolution=True):
             return super().transposed(scaled, weight, shape)
-        return FusedConvolutionProduct(scaled, weight, shape, geometry, self.policy.tf32(convolution=True))
+        return FusedConvolutionProduct(scaled, weight, shape, geometry, self.policy.tf32[True])
 
 
 class FusedConvolutionProduct(ConvolutionProduct):
@@ -125,10 +131,20 @@ class FusedConvolutionProduct(ConvolutionProduct):
         super().__init__(scaled, weight, shape, geometry)
         self.tf32 = tf32
 
-    def scaled(self, value: Tensor, eps: float, *, unit_dim: int = 1, sums: Tensor | None = None, **layer) -> Tensor:
-        layer = {k: v for k, v in layer.items() if (k, v) not in (("group", 1), ("stabilized_sums", False))}
-        if value.shape != self.shape or not (sums is None or unit_dim == 1) or layer.keys() - {"activation"}:
-            return super().scaled(value, eps, unit_dim=unit_dim, sums=sums, **layer)
+    def scaled(
+        self,
+        value: Tensor,
+        eps: float,
+        *,
+        activation: str = "identity",
+        unit_dim: int = 1,
+        group: int = 1,
+        sums: Tensor | None = None,
+        stabilized_sums: bool = False,
+    ) -> Tensor:
+        if value.shape != self.shape or sums is not None and (unit_dim != 1 or stabilized_sums):
+            layer = {"activation": activation, "unit_dim": unit_dim, "group": group}
+            return super().scaled(value, eps, sums=sums, stabilized_sums=stabilized_sums, **layer)
         rest = self.rest.take()[0] if self.rest is not None else None
         geometry = self.geometry
         return ops.convolution_epsilon(
@@ -142,9 +158,17 @@ class FusedConvolutionProduct(ConvolutionProduct):
             dilation=geometry.dilation,
             groups=geometry.groups,
             eps=eps,
+            activation=activation,
             tf32=self.tf32,
-            **layer,
         )
+
+
+def _rounds(setting: object) -> bool:
+    """Whether a switch of PyTorch's, or those above it where it leaves the matter open, allows TF32."""
+    found = setting.fp32_precision
+    if found == "none" and setting is CONVOLUTION:
+        found = torch.backends.cudnn.fp32_precision
+    return (torch.backends.fp32_precision if found == "none" else found) == "tf32"
 
 
 @contextlib.contextmanager
@@ -153,12 +177,15 @@ def reproducible(device: torch.device, exact: bool) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.deterministic, cudnn.benchmark = True, False
-    if exact:
-        cudnn.allow_tf32 = matmul.allow_tf32 = False
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    precisions = [(setting, setting.fp32_precision) for setting in (CONVOLUTION, MATMUL) if exact]
     try:
+        cudnn.deterministic, cudnn.benchmark = True, False
+        for setting, _ in precisions:
+            setting.fp32_precision = "ieee"
         yield
     finally:
-        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
+        cudnn.deterministic, cudnn.benchmark = before
+        for setting, precision in precisions:
+            setting.fp32_precision = precision

@@ -35,7 +35,7 @@ class Reader:
     batch_dim
         The dimension of the layer's output that holds the samples.
     scale
-        Factor on the sums (1/2 for attention heads: see `rules.Attention`).
+        Factor on the sums (1/2 for attention heads: see `attention.HeadOutput.split`).
     """
 
     offset: int
@@ -163,7 +163,7 @@ class Program:
             if layers and all(isinstance(s, FusedLinear) and s.reader is None for s in layers):
                 step.shares = (1, 1, 1)
                 for layer in layers:
-                    layer.shares = shares[layer.node]
+                    layer.share(shares[layer.node], self.constants[layer.node.args[1]])
 
     def _factors(self, readers: Mapping[fx.Node, Reader]) -> Tensor | None:
         """The readers' scales as a row of the table; None where all are 1."""
@@ -265,6 +265,11 @@ class Program:
 
     def check(self, images: Tensor, targets: Tensor, initial: str = "one") -> None:
         """Raise DataError unless :meth:`compute` can take this batch. Labels are looked at only on the CPU."""
+        if not isinstance(images, Tensor) or not isinstance(targets, Tensor):
+            raise DataError(
+                f"a batch is {type(images).__name__} and {type(targets).__name__}; pass tensors: images "
+                "[N, C, H, W] and labels [N] int64"
+            )
         expected = tuple(self.captured.images.meta["val"].shape[1:])
         if tuple(images.shape[1:]) != expected:
             raise DataError(
@@ -283,5 +288,9 @@ class Program:
                     f"labels run from {low} to {high}, but the model has {classes} classes (0 ... {classes - 1}); "
                     "map the labels to the model's classes"
                 )
+        if images.device.type == "cpu" and images.is_floating_point() and not bool(torch.isfinite(images).all()):
+            # Quick kernels of ReLU may turn NaN into 0, after which nothing would tell.
+            bad = int((~torch.isfinite(images).flatten(1).all(1)).sum())
+            raise DataError(f"{bad} of {len(images)} images hold values that are not finite; check how they are made")
         if initial not in ("one", "logit"):
             raise DataError(f"initial relevance {initial!r} is not known; use 'one' or 'logit'")

@@ -166,8 +166,8 @@ class Sum(Operator):
 
     def _rectified(self, run: Run) -> Tensor:
         operands = [run.env.get(a) if isinstance(a, fx.Node) else None for a, _ in self.factors]
-        plain = all(factor == 1 for _, factor in self.factors)
-        if plain and all(t is not None and t.dtype == torch.float32 and t.device.type == "cpu" for t in operands):
+        plain = all(factor == 1 for _, factor in self.factors) and all(t is not None for t in operands)
+        if plain and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in operands):
             return ATEN._add_relu.Tensor(*operands)  # one pass over memory; only float32 on a CPU has it
         return super().forward(run)[0].relu_()
 
@@ -178,13 +178,15 @@ class Sum(Operator):
             operand in run.live and factor == 1 and scaled.shape == shape
             for (operand, factor), shape in zip(self.factors, shapes, strict=True)
         ]
-        shared = Held(scaled, sum(whole))
+        # First what is computed from it: once given away whole, it may be added to.
         for (operand, factor), shape, direct in zip(self.factors, shapes, whole, strict=True):
+            if operand in run.live and not direct:
+                share = torch.empty(shape, dtype=scaled.dtype, device=scaled.device).copy_(scaled.sum_to_size(shape))
+                run.give(operand, Held(share.mul_(factor), 1))
+        shared = Held(scaled, sum(whole))
+        for (operand, _), direct in zip(self.factors, whole, strict=True):
             if direct:
                 run.give(operand, shared)
-            elif operand in run.live:
-                share = shared.tensor().sum_to_size(shape)
-                run.give(operand, share if factor == 1 else share * factor)
 
 
 class Taped(Operator):

@@ -83,6 +83,16 @@ def fused_qkv(m, x):
     return x + m.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
+def sum_beside(shape):
+    """A sum ``s`` of `shape(m, x)` whose carry meets another one at `x`: neither may end up in the other's share."""
+
+    def function(m, x):
+        s = shape(m, x)
+        return torch.cat((m.b(s), x.permute(0, 1, 3, 2)), 1)
+
+    return Apply(function, b=conv(padding=1), c=conv(padding=1))
+
+
 def convnext(m, x):
     y = m.norm(m.depthwise(x).permute(0, 2, 3, 1))
     return x + (m.fc2(m.act(m.fc1(y))) * m.gamma).permute(0, 3, 1, 2)
@@ -102,6 +112,11 @@ def token(m, x):
 
 
 IMAGE_OPERATORS = {
+    "sum with a broadcast operand, beside another branch": lambda: sum_beside(
+        lambda m, x: x + F.adaptive_avg_pool2d(m.c(x), 1)
+    ),
+    "difference beside another branch": lambda: sum_beside(lambda m, x: x - m.c(x)),
+    "weighted sum beside another branch": lambda: sum_beside(lambda m, x: torch.add(x, m.c(x), alpha=0.5)),
     "conv": lambda: conv(),
     "conv stride": lambda: conv(stride=2, padding=1),
     "conv padding 2": lambda: conv(padding=2),
