@@ -1,8 +1,8 @@
 """Layers by oneDNN's own operators, on a CPU: weights are brought into its layout once instead of in every call.
 
 A stride-1 convolution's input gradient runs as the convolution with the mirrored, transposed weight. The ReLU behind a
-layer is part of the layer. Numbers are those of ATen's calls of oneDNN, bit for bit; for float32 linear layers, where
-ATen takes another library, they are sums in another order, in half the time on some CPUs.
+layer is part of the layer, and makes 0 of NaN. Numbers are those of ATen's calls of oneDNN, bit for bit; for float32
+linear layers, where ATen takes another library, they are sums in another order, in half the time on some CPUs.
 """
 
 from __future__ import annotations
