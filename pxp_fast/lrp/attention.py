@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx
+from torch.nn.attention import SDPBackend
 
 from .carry import Carry, Held
 from .graph import packet, same_size
@@ -135,19 +135,21 @@ class Attention(HeadOutput):
         same = len({tuple(s.shape[:2]) for s in sources}) == 1
         if not self.receivers or self.plain and same and _recomputes(sources[1]):
             out = self.node.target(*sources, *rest[0], **rest[1])
-            return out, (out, sources)
+            return out, (out, sources, False)
         with torch.enable_grad():
             leaves = [source.detach().requires_grad_() for source in sources]
             out = self.node.target(*leaves, *rest[0], **rest[1])
-        return out.detach(), (out, leaves)
+            # Not by matrix products, which would refuse to be deterministic.
+            fused = leaves[0].is_cuda and torch._fused_sdp_choice(*leaves, *rest[0], **rest[1]) != SDPBackend.MATH.value
+        return out.detach(), (out, leaves, fused)
 
     def backward(self, run: Run, carry: Carry, saved) -> None:
-        out, leaves = saved
+        out, leaves, fused = saved
         split = self.split(run, carry, out.detach())
         if not self.receivers:
             return
         if out.requires_grad:
-            with reproducible_attention(split.device):
+            with in_one_order() if fused else contextlib.nullcontext():
                 grads = torch.autograd.grad(out, leaves, split)
             for grad, share in zip(grads, self.shares, strict=True):
                 if share != 1:
@@ -159,19 +161,14 @@ class Attention(HeadOutput):
 
 
 @contextlib.contextmanager
-def reproducible_attention(device: torch.device) -> Iterator[None]:
-    """Let the fused backward add up in one order, which on a GPU it does when PyTorch is asked to be deterministic."""
-    if device.type != "cuda":
-        yield
-        return
+def in_one_order() -> Iterator[None]:
+    """Let the fused kernels of a GPU add up in one order, which they only do where PyTorch insists on it."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fills = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True, warn_only=False)
     torch.utils.deterministic.fill_uninitialized_memory = False
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of products that need a setting in the environment to be deterministic
-            yield
+        yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.utils.deterministic.fill_uninitialized_memory = fills

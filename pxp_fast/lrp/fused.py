@@ -59,13 +59,15 @@ class Policy:
         """Whether some product may be fused."""
         return self.cuda if self.wanted is None else self.wanted
 
-    def fuses(self, terms: int, channels: int, convolution: bool) -> bool:
-        """Whether a product that adds up `terms` terms for each of a group's `channels` is fused."""
+    def fuses(self, terms: int, features: int, channels: int, convolution: bool) -> bool:
+        """Whether the product from a group's `features` to its `channels`, of `terms` terms each, is fused."""
         if self.wanted is not None:
             return self.wanted
         if not self.cuda or self.dtype == torch.float32 and not self.tf32[convolution]:
             return False
-        return channels >= NARROWEST_GROUP and (self.longest is None or terms <= self.longest)
+        pack = 16 // self.dtype.itemsize  # elements that tensor cores are fed with at a time
+        fits = channels >= NARROWEST_GROUP and channels % pack == features % pack == 0
+        return fits and (self.longest is None or terms <= self.longest)
 
 
 class FusedLinear(Linear):
@@ -87,7 +89,7 @@ class FusedLinear(Linear):
 
     def transposed(self, scaled: Tensor, weight: Tensor, shape: torch.Size) -> Pending:
         weight = weight if self.shared is None else self.shared
-        if not self.policy.fuses(weight.shape[0], weight.shape[1], convolution=False):
+        if not self.policy.fuses(weight.shape[0], *weight.shape, convolution=False):
             return super().transposed(scaled, weight, shape)
         return FusedLinearProduct(scaled, weight, self.policy.tf32[False])
 
@@ -116,10 +118,11 @@ class FusedConvolution(Convolution):
 
     def transposed(self, scaled: Tensor, weight: Tensor, shape: torch.Size) -> Pending:
         geometry = self.geometry
-        terms = weight[:, 0].numel() // geometry.groups
+        features = weight.shape[0] // geometry.groups
+        terms = features * weight[0, 0].numel()
         if geometry.rank != 2 or isinstance(geometry.padding, str):
             return super().transposed(scaled, weight, shape)
-        if not self.policy.fuses(terms, weight.shape[1], convolution=True):
+        if not self.policy.fuses(terms, features, weight.shape[1], convolution=True):
             return super().transposed(scaled, weight, shape)
         return FusedConvolutionProduct(scaled, weight, shape, geometry, self.policy.tf32[True])
 
