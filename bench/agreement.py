@@ -3,12 +3,12 @@
     python -m bench.agreement [--out bench/results/agreement.json]
 
 A pretrained ResNet-50 on 20 photographs, fetched from package registries (:mod:`bench.assets`), and the demo's three
-trained networks, scored on all of its 1,000 reference images and judged in float32 on its 2,000 test images. Every bound
-is printed with what was found, and the exit status is 1 where one is not met.
+trained networks, scored on all of its 1,000 reference images and judged in float32 on its 2,000 test images. Every
+bound is printed with what was found, and the exit status is 1 where one is not met.
 
 The explained logit gives relevance 1, so an image counts by 1 / logit. Where the logit is nearly 0, an image outweighs
-hundreds of others by a number that reduced precision gets wrong. How much the heaviest image weighs is therefore recorded,
-as are the figures that all others give alone; no bound is judged by those.
+hundreds of others by a number that reduced precision gets wrong. How much the heaviest image weighs is therefore
+recorded, as are the figures that the images without such a logit give alone; no bound is judged by those.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def spearman(first: Tensor, second: Tensor) -> float:
 
 
 def overlap(first: Tensor, second: Tensor, fraction: float) -> float:
-    """How many of the ``k = int(U * fraction)`` smallest are the same, over k. Ties are broken as a plan breaks them."""
+    """How many of the ``k = int(U * fraction)`` smallest are the same, over k. Ties go as in a plan."""
     k = int(len(first) * fraction)
     if k == 0:
         raise ValueError(f"{fraction} of {len(first)} values is none; take a larger fraction")
@@ -136,7 +136,7 @@ def demo_network(name: str) -> dict:
 
 
 def image_weights(model: nn.Module, reference: Batches) -> dict:
-    """Which image weighs most, by the sum over units of absolute relevance in float64, and which logits are nearly 0."""
+    """Which image weighs most, by its absolute relevance summed over units, and whose logits are nearly 0."""
     images, labels = (torch.cat(column) for column in zip(*reference, strict=True))
     weight = {}
     for precision in (TRUTH, REDUCED):
@@ -254,12 +254,12 @@ def table(record: Mapping) -> str:
     for name in demo.NETWORKS:
         network = record["networks"][name]
         heaviest, rest = network["heaviest_image"], network["without_logits_near_zero"]
-        share = heaviest["share"]
+        share, kept = heaviest["share"], rest["pruned"]
         lines.append(
-            f"{name}: heaviest of {network['images']} images has logit {heaviest['logit']:.4f} and {share[TRUTH]:.1%} of "
-            f"the relevance ({share[REDUCED]:.1%} in {REDUCED}); without {len(rest['images_left_out'])} images near 0: "
-            f"Spearman {rest['scores'][REDUCED]['spearman']:.5f}, {rest['pruned']['largest_difference']:.2f} points apart "
-            f"at {rest['pruned']['at_rate']:.0%} ({max(rest['pruned']['swapped_units'])} units swapped at most)"
+            f"{name}: heaviest of {network['images']} images has logit {heaviest['logit']:.4f} and {share[TRUTH]:.1%} "
+            f"of the relevance ({share[REDUCED]:.1%} in {REDUCED}); without {len(rest['images_left_out'])} near 0: "
+            f"Spearman {rest['scores'][REDUCED]['spearman']:.5f}, {kept['largest_difference']:.2f} points apart "
+            f"at {kept['at_rate']:.0%} ({max(kept['swapped_units'])} units swapped at most)"
         )
     threads = [name for name, same in record["repetition"].items() if not same["1 and 2 threads"]]
     lines.append(f"1 and 2 threads differ in: {', '.join(threads) or 'none'} (not promised)")
