@@ -26,14 +26,13 @@ import torch
 from torch import Tensor, nn
 
 import pxp_fast as pxp
-from pxp_fast import data, demo, environment, memory, models, ops
+from pxp_fast import data, demo, environment, models, ops
 from pxp_fast.criteria import Relevance
 from pxp_fast.evaluate import evaluate_plans
 from pxp_fast.files import atomic_write
 from pxp_fast.loader import Loader
 
 from . import assets
-from .figures import batches
 
 RESULTS = Path(__file__).parent / "results" / "agreement.json"
 TRUTH, FULL, REDUCED = "float64", "float32", "bfloat16"
@@ -44,6 +43,8 @@ PRECISIONS = {
     REDUCED: {"dtype": torch.bfloat16},
 }
 FRACTIONS = (0.1, 0.3, 0.5)
+BATCH = 50
+PHOTOGRAPHS = 5  # a batch of them, in float64, takes a gigabyte
 NEAR_ZERO = 0.05
 """A target's logit below this fraction of the root mean square of its image's logits is nearly 0."""
 
@@ -105,13 +106,19 @@ def resnet50() -> dict:
     """The pretrained ResNet-50 on the photographs."""
     loaded = models.load("bench.assets:resnet50")
     folder = data.image_folder(assets.path("photographs"), model=loaded)
-    scores = score_all(loaded.model, list(Loader(folder, batch_size=64)), "resnet50")
+    scores = score_all(loaded.model, list(Loader(folder, batch_size=PHOTOGRAPHS)), "resnet50")
     return {
         "images": scores[TRUTH].samples,
         "units": scores[TRUTH].totals.shape[1],
         "scores": against_truth(scores),
         "spearman_by_layer": by_layer(scores[TRUTH], scores[REDUCED]),
     }
+
+
+def batches(split: str) -> Batches:
+    """All images of one of the demo's splits."""
+    images, labels = demo.images(split)
+    return list(zip(demo.normalize(images).split(BATCH), labels.split(BATCH), strict=True))
 
 
 def demo_network(name: str) -> dict:
@@ -191,7 +198,7 @@ def _only_in_first(first: pxp.Plan, second: pxp.Plan) -> int:
 def digest(name: str, precision: str, threads: int) -> str:
     """SHA-256 of the totals of 250 images; to be called in a process of its own."""
     torch.set_num_threads(threads)
-    totals = pxp.score(demo.network(name), batches("reference")[:1], **PRECISIONS[precision]).totals
+    totals = pxp.score(demo.network(name), batches("reference")[:5], **PRECISIONS[precision]).totals
     return hashlib.sha256(totals.numpy().tobytes()).hexdigest()
 
 
@@ -273,7 +280,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    memory.retain()
     started = time.perf_counter()
     networks = {"resnet50": resnet50(), **{name: demo_network(name) for name in demo.NETWORKS}}
     record = {
