@@ -7,6 +7,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import sanitizers
 from compilation import ARCHITECTURES, NVCC, SOURCES, compile_cubin, known_architectures
 from mutants import build_mutant
 from simulation import COMPILER, STEMS, TRIED_ORDERS, build
@@ -42,6 +43,20 @@ def mutant(request, compilers, tmp_path_factory):
         for number, name in enumerate(names)
     }
     return lambda name: libraries[name].result()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sanitized(request, tmp_path_factory):
+    """The process under the sanitizers and its log, or None without sanitizers. It takes so long that it runs beside
+    all other tests of this folder."""
+    wanted = any(item.path.stem == "test_sanitized" for item in request.session.items)
+    if not wanted or not sanitizers.libraries():
+        yield None
+        return
+    log = tmp_path_factory.mktemp("sanitized") / "log"
+    with sanitizers.start(log) as process:
+        yield process, log
+        process.kill()
 
 
 @pytest.fixture(params=TRIED_ORDERS)

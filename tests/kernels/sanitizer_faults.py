@@ -1,4 +1,4 @@
-"""Run by test_sanitized.py under the sanitizers: each of these faults must end the process that commits it.
+"""Run by sanitizers.py under the sanitizers: each of these faults must end the process that commits it.
 
 Not a test module by name: without sanitizers the faults are undefined behaviour.
 """

@@ -20,7 +20,7 @@ STEMS = sorted(path.stem for path in HERE.glob("*.cpp") if path.stem != "cpu_loo
 ORDERS = ("forward", "reverse", "random", "skew")
 COPIES = ("eager", "lazy")
 TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
-# Set by test_sanitized.py. One order of threads is enough then, and tensors end where their memory ends.
+# Set by sanitizers.py. One order of threads is enough then, and tensors end where their memory ends.
 SANITIZERS = os.environ.get("PXP_SANITIZERS", "")
 TRIED_ORDERS = ("random",) if SANITIZERS else ORDERS
 TRIED_COPIES = ("lazy",) if SANITIZERS else COPIES

@@ -51,12 +51,13 @@ def convolution_carry(scaled, weight, shape, stride=(1, 1), padding=(0, 0), dila
     taps = weight.double().cpu().unflatten(0, (groups, -1))
     for r in range(weight.shape[2]):
         for s in range(weight.shape[3]):
+            sent = torch.einsum("ngkij,gkc->ngcij", above, taps[..., r, s])
             for i in range(scaled.shape[2]):
                 for j in range(scaled.shape[3]):
                     h = i * stride[0] - padding[0] + r * dilation[0]
                     w = j * stride[1] - padding[1] + s * dilation[1]
                     if 0 <= h < height and 0 <= w < width:
-                        carry[..., h, w] += torch.einsum("ngk,gkc->ngc", above[..., i, j], taps[..., r, s])
+                        carry[..., h, w] += sent[..., i, j]
     return carry.flatten(1, 2)
 
 
