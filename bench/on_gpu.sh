@@ -144,11 +144,12 @@ check_cuda() {
   sanitize memcheck 75 tests/ops \
     -k 'cuda and (definition or every_element or ties or batches_do_not) and not (opcheck or float64 or float32)'
   # One of everything that shares memory in a block, as this is slow: all tiles of products, wide heads, passes, ranks.
+  local products='(on_cuda or wider) and (bfloat16 or tf32)'
+  local passes='test_epsilon and (chunk or heads or tile or block) or layer_norm or select'
   sanitize racecheck 75 tests/ops/test_{linear,convolution}_epsilon.py::test_definition_of_real_layers_on_cuda \
     tests/ops/test_linear_epsilon.py::test_definition_shapes tests/ops/test_epsilon.py::test_definition_shapes \
     tests/ops/test_layer_norm.py::test_definition_shapes tests/ops/test_select.py::test_ties_go_to_the_lower_index \
-    -k 'cuda and ((on_cuda or wider) and (bfloat16 or tf32) or layer_norm or select
-      or test_epsilon and (chunk or heads or tile or block))'
+    -k "cuda and ($products or $passes)"
 }
 
 bench_cpu() {

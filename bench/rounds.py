@@ -70,7 +70,7 @@ def run(
     device, and TFLOP/s where `operations` are given. `moved` is the fewest bytes that the work has to read and write.
 
     On CUDA the time is that of many calls between two events, see :func:`device_seconds`; on a CPU it is the fastest
-    round, because on a machine that others use too everything above that is their time.
+    of `rounds`, because on a machine that others use too everything above that is their time.
     """
     turn = itertools.cycle(sets)
 
@@ -79,7 +79,7 @@ def run(
         synchronize()
         return result
 
-    benchmark.pedantic(once, rounds=rounds, warmup_rounds=WARM_UP)
+    benchmark.pedantic(once, rounds=rounds if DEVICE == "cpu" else 1, warmup_rounds=WARM_UP)
     if DEVICE == "cuda":
         seconds, benchmark.extra_info["clock"] = device_seconds(function, sets)
     else:

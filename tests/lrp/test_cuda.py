@@ -1,8 +1,10 @@
 """The engine on a GPU: fused or not, eager or replayed, beside float64 on the CPU."""
 
+import functools
+
 import pytest
 import torch
-from oracles.engine import relative_l1
+from oracles.engine import by_unit, relative_l1
 from oracles.networks import pictures, randomise
 from timm.models.vision_transformer import VisionTransformer
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -18,7 +20,7 @@ def vit(**config):
     return VisionTransformer(num_classes=CLASSES, depth=2, **config)
 
 
-# Wide enough for tensor cores, and what makes each: images, their size, the network.
+# Wide enough for tensor cores: how many images, their size, and what makes the network.
 NETWORKS = {
     "resnet": (6, 64, lambda: ResNet(BasicBlock, [1, 1, 1, 1], num_classes=CLASSES)),
     "bottlenecks": (3, 64, lambda: ResNet(Bottleneck, [1, 1, 1, 1], num_classes=CLASSES)),
@@ -29,76 +31,88 @@ NETWORKS = {
 FUSED = [None, True, False]
 DTYPES = [torch.float32, torch.bfloat16]
 
+networks = pytest.mark.parametrize("network", NETWORKS)
+fusions = pytest.mark.parametrize("fused", FUSED)
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
 
-@pytest.fixture(params=NETWORKS)
-def task(request):
+
+@functools.cache
+def task(network):
     """A network, images and labels, all on the CPU in float32."""
-    count, size, make = NETWORKS[request.param]
+    torch.manual_seed(0)
+    count, size, make = NETWORKS[network]
     images, labels = pictures(count, size, classes=CLASSES)
     return randomise(make(), images), images, labels
 
 
-def program(task, dtype, **options) -> Relevance:
-    model, images, _ = task
-    return Relevance(model, images, dtype=dtype, device=DEVICE, **options)
+@functools.cache
+def criterion(network, dtype, fused, exact=False) -> Relevance:
+    model, images, _ = task(network)
+    return Relevance(model, images, dtype=dtype, device=DEVICE, fused=fused, exact=exact)
 
 
-def tables(task, *criteria):
-    """What each finds, on the CPU."""
-    _, images, labels = task
-    return [c.run(images.to(DEVICE), labels.to(DEVICE)).cpu() for c in criteria]
+def batch(network):
+    return [t.to(DEVICE) for t in task(network)[1:]]
 
 
-def truth(task):
-    model, images, labels = task
+@functools.cache
+def truth(network):
+    """Every layer's sums ``[2, N, units]``."""
+    model, images, labels = task(network)
     exact = Relevance(model, images, dtype=torch.float64)
-    return exact.units, exact.run(images.double(), labels)
+    return by_unit(exact, exact.run(images.double(), labels))
 
 
-def by_layer(units, table):
-    return zip((group.name for group in units), table.split([group.count for group in units], dim=-1), strict=True)
+def found(network, dtype, fused, exact=False):
+    relevance = criterion(network, dtype, fused, exact)
+    return by_unit(relevance, relevance.run(*batch(network)).cpu())
 
 
 def ranks(values):
     return values.double().argsort().argsort().double()
 
 
-def test_float32_is_float64_of_the_cpu(task):
-    units, true = truth(task)
-    fused, plain = tables(task, *(program(task, torch.float32, exact=True, fused=f) for f in (True, False)))
-    for pair in ((fused, true), (plain, true), (fused, plain)):
-        for (layer, found), (_, expected) in zip(*(by_layer(units, t) for t in pair), strict=True):
-            assert relative_l1(found, expected) < 1e-4, layer
+@networks
+def test_float32_is_float64_of_the_cpu(network):
+    true = truth(network)
+    fused, plain = (found(network, torch.float32, choice, exact=True) for choice in (True, False))
+    assert fused.keys() == plain.keys() == true.keys()
+    for layer in true:
+        assert relative_l1(fused[layer], true[layer]) < 1e-4, layer
+        assert relative_l1(plain[layer], true[layer]) < 1e-4, layer
+        assert relative_l1(fused[layer], plain[layer]) < 1e-4, layer
 
 
-@pytest.mark.parametrize("fused", FUSED)
-def test_bfloat16_ranks_units_as_float64_does(task, fused):
-    units, true = truth(task)
-    (found,) = tables(task, program(task, torch.bfloat16, fused=fused))
-    for (layer, ours), (_, expected) in zip(by_layer(units, found), by_layer(units, true), strict=True):
-        if ours.shape[-1] >= 32:  # the ranks of a few heads say little
+@networks
+@fusions
+def test_bfloat16_ranks_units_as_float64_does(network, fused):
+    narrow = found(network, torch.bfloat16, fused)
+    for layer, true in truth(network).items():
+        if true.shape[-1] >= 32:  # the ranks of a few heads say little
             for row in range(2):
-                pair = torch.stack([ranks(t[row].sum(0)) for t in (ours, expected)])
+                pair = torch.stack([ranks(sums[row].sum(0)) for sums in (narrow[layer], true)])
                 assert torch.corrcoef(pair)[0, 1] > 0.98, (layer, row)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("fused", FUSED)
-def test_two_runs_give_the_same_bits(task, dtype, fused):
-    first = program(task, dtype, fused=fused)
-    one, two, three = tables(task, first, first, program(task, dtype, fused=fused))
-    assert torch.equal(one, two) and torch.equal(one, three)
+@networks
+@dtypes
+@fusions
+def test_two_runs_give_the_same_bits(network, dtype, fused):
+    relevance = criterion(network, dtype, fused)
+    images, labels = batch(network)
+    first = relevance.run(images, labels).clone()
+    assert torch.equal(relevance.run(images, labels), first)
 
 
 @pytest.mark.filterwarnings("error::pxp_fast.criteria.GraphWarning")
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("fused", FUSED)
-def test_replayed_steps_give_the_bits_of_eager_ones(task, dtype, fused):
-    _, images, labels = task
-    criterion = program(task, dtype, fused=fused)
-    images, labels = images.to(DEVICE), labels.to(DEVICE)
-    eager, graphed = Step(criterion), Step(criterion, recorder=CudaGraphs(criterion.program.device))
+@networks
+@dtypes
+@fusions
+def test_replayed_steps_give_the_bits_of_eager_ones(network, dtype, fused):
+    relevance = criterion(network, dtype, fused)
+    images, labels = batch(network)
+    eager, replayed = Step(relevance), Step(relevance, recorder=CudaGraphs(relevance.program.device))
     for turn in range(4):
-        for step in (eager, graphed):
+        for step in (eager, replayed):
             step(images.roll(turn, 0), labels.roll(turn, 0))
-    assert torch.equal(graphed.totals, eager.totals)
+    assert torch.equal(replayed.totals, eager.totals)
