@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch._dynamo
 
 from pxp_fast.ops import convolution_epsilon, epsilon
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from .rounds import DEVICE, compiled, dtypes, rotated, run
+
 SAMPLES = 64 if DEVICE == "cuda" else 1
 
 # Layers of a ResNet-50: channels below, rows (and columns) below, features above, kernel, stride, whether a residual
@@ -26,8 +26,6 @@ CASES = {
     "late-3x3": (512, 7, 512, 3, 1, False),
     "late-1x1": (2048, 7, 512, 1, 1, True),
 }
-
-torch._dynamo.config.recompile_limit = 64
 
 
 def fused(scaled, weight, output, carry, sums, stride, padding):
@@ -59,38 +57,33 @@ def composite(scaled, weight, output, carry, sums, stride, padding):
     return (passed * (z.abs() / (z.abs() + 1e-6))).to(output.dtype)
 
 
-compiled = torch.compile(composite, dynamic=False)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@dtypes
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(
-    "implementation", [fused, separate, composite, compiled], ids=["fused", "separate", "composite", "compile"]
+    "implementation",
+    [fused, separate, composite, compiled(composite)],
+    ids=["fused", "separate", "composite", "compile"],
 )
-def test_convolution_epsilon(benchmark, case, dtype, implementation, request):
+def test_convolution_epsilon(benchmark, case, dtype, implementation):
     channels, size, features, kernel, step, joined = CASES[case]
     stride, padding = (step, step), (kernel // 2, kernel // 2)
     above = (size + 2 * padding[0] - kernel) // step + 1
     benchmark.group = f"{case} {dtype}"
     torch.backends.cudnn.allow_tf32 = True  # what `fused` may do, the others may too
 
-    def normal(*shape):
-        return torch.randn(shape, device=DEVICE).to(dtype, memory_format=torch.channels_last)
-
-    scaled, weight = normal(SAMPLES, features, above, above), normal(features, channels, kernel, kernel)
-    output = normal(SAMPLES, channels, size, size)
-    carry = torch.randn_like(output) if joined else None
     sums = torch.zeros(2, SAMPLES, channels, device=DEVICE)
 
-    def run():
-        implementation(scaled, weight, output, carry, sums, stride, padding)
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
+    def make(generator):
+        def normal(*shape):
+            values = torch.randn(shape, generator=generator, device=DEVICE)
+            return values.to(dtype, memory_format=torch.channels_last)
 
-    benchmark.pedantic(run, rounds=20, warmup_rounds=3)
-    seconds = benchmark.stats.stats.min
+        scaled, weight = normal(SAMPLES, features, above, above), normal(features, channels, kernel, kernel)
+        output = normal(SAMPLES, channels, size, size)
+        return scaled, weight, output, torch.randn_like(output) if joined else None, sums, stride, padding
+
+    sets = rotated(make)
+    scaled, weight, output, carry = sets[0][:4]
     moved = sum(t.nbytes for t in (scaled, weight, output, output, sums) + ((carry,) if joined else ()))
-    work = 2 * SAMPLES * above**2 * features * channels * kernel**2
-    benchmark.extra_info["TFLOP/s"] = round(work / seconds / 1e12, 3)
-    benchmark.extra_info["GB/s"] = round(moved / seconds / 1e9, 2)
-    print(f"\n{request.node.callspec.id:32s} {benchmark.extra_info}")
+    operations = 2 * SAMPLES * above**2 * features * channels * kernel**2
+    run(benchmark, implementation, sets, moved, rounds=20, operations=operations)

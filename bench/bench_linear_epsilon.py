@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch._dynamo
 
 from pxp_fast.ops import epsilon, linear_epsilon
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from .rounds import DEVICE, compiled, dtypes, rotated, run
+
 SAMPLES = 64 if DEVICE == "cuda" else 1
 
 # Layers of a ViT-B/16: positions, channels below, features above, activation, group, whether a residual carry joins.
@@ -22,8 +22,6 @@ CASES = {
     "heads": (197, 768, 768, "identity", 64, False),
     "class-token": (1, 3072, 768, "gelu", 1, False),
 }
-
-torch._dynamo.config.recompile_limit = 64
 
 
 def fused(scaled, weight, output, carry, sums, activation, group):
@@ -48,35 +46,30 @@ def composite(scaled, weight, output, carry, sums, activation, group):
     return (passed * (z.abs() / (z.abs() + 1e-6))).to(output.dtype)
 
 
-compiled = torch.compile(composite, dynamic=False)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@dtypes
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(
-    "implementation", [fused, separate, composite, compiled], ids=["fused", "separate", "composite", "compile"]
+    "implementation",
+    [fused, separate, composite, compiled(composite)],
+    ids=["fused", "separate", "composite", "compile"],
 )
-def test_linear_epsilon(benchmark, case, dtype, implementation, request):
+def test_linear_epsilon(benchmark, case, dtype, implementation):
     positions, channels, features, activation, group, joined = CASES[case]
     benchmark.group = f"{case} {dtype}"
     torch.backends.cuda.matmul.allow_tf32 = True  # what `fused` may do, the others may too
 
-    def normal(*shape):
-        return torch.randn(shape, device=DEVICE).to(dtype)
-
-    scaled, weight = normal(SAMPLES, positions, features), normal(features, channels)
-    output = normal(SAMPLES, positions, channels)
-    carry = torch.randn_like(output) if joined else None
     sums = torch.zeros(2, SAMPLES, channels // group, device=DEVICE)
 
-    def run():
-        implementation(scaled, weight, output, carry, sums, activation, group)
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
+    def make(generator):
+        def normal(*shape):
+            return torch.randn(shape, generator=generator, device=DEVICE).to(dtype)
 
-    benchmark.pedantic(run, rounds=20, warmup_rounds=3)
-    seconds = benchmark.stats.stats.min
+        scaled, weight = normal(SAMPLES, positions, features), normal(features, channels)
+        output = normal(SAMPLES, positions, channels)
+        return scaled, weight, output, torch.randn_like(output) if joined else None, sums, activation, group
+
+    sets = rotated(make)
+    scaled, weight, output, carry = sets[0][:4]
     moved = sum(t.nbytes for t in (scaled, weight, output, output, sums) + ((carry,) if joined else ()))
-    benchmark.extra_info["TFLOP/s"] = round(2 * SAMPLES * positions * channels * features / seconds / 1e12, 3)
-    benchmark.extra_info["GB/s"] = round(moved / seconds / 1e9, 2)
-    print(f"\n{request.node.callspec.id:32s} {benchmark.extra_info}")
+    operations = 2 * SAMPLES * positions * channels * features
+    run(benchmark, implementation, sets, moved, rounds=20, operations=operations)

@@ -9,7 +9,7 @@ for platform in manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014 manyl
   target+=(--platform "${platform}_x86_64")
 done
 python -m pip download -q "${target[@]}" -d "$folder" \
-  pytest pytest-benchmark pytest-timeout pydantic typer rich pillow matplotlib tqdm pyyaml pybind11 'setuptools>=77'
+  pytest pytest-benchmark pytest-timeout pydantic typer rich pillow matplotlib tqdm pyyaml pybind11 cmake ninja 'setuptools>=77'
 python -m pip download -q "${target[@]}" --no-deps -d "$folder" \
   timm safetensors accelerate zennit==0.5.1 captum==0.9.0 torch-pruning==1.6.1
 python -m pip wheel -q --no-deps -w "$folder" lxt==2.1 # published as source only

@@ -41,6 +41,7 @@ LABELS = {
     "compiled graph": "the same rule by hand, torch.compile, CUDA graph",
     "pxp_fast exact": "**pxp_fast**, float32, `exact=True`",
     "pxp_fast": "**pxp_fast**, float32",
+    "pxp_fast graph": "**pxp_fast**, float32, CUDA graph",
     "gradient bfloat16": "torch: forward + input gradient, bfloat16",
     "gradient bfloat16 graph": "the same, CUDA graph",
     "gradient bfloat16 channels-last": "the same, channels-last",
@@ -48,6 +49,7 @@ LABELS = {
     "compiled bfloat16": "the same rule by hand, torch.compile, bfloat16",
     "compiled bfloat16 graph": "the same rule by hand, torch.compile, bfloat16, CUDA graph",
     "pxp_fast bfloat16": "**pxp_fast**, bfloat16",
+    "pxp_fast bfloat16 graph": "**pxp_fast**, bfloat16, CUDA graph",
 }
 
 

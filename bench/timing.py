@@ -78,8 +78,8 @@ def machine(threads: int, device: str = "cpu") -> dict:
             "gpu_memory_gb": round(properties.total_memory / 2**30, 1),
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
-            "tf32_convolutions": torch.backends.cudnn.allow_tf32,
-            "tf32_products": torch.backends.cuda.matmul.allow_tf32,
+            "float32_convolutions": torch.backends.cudnn.conv.fp32_precision,
+            "float32_products": torch.backends.cuda.matmul.fp32_precision,
         }
     return gpu | {
         "processor": _field("/proc/cpuinfo", "model name") or platform.processor(),

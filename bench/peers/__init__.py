@@ -55,6 +55,8 @@ CONTENDERS = {
     "pxp_fast": Contender("pxp", "PxpFast", channels_last=True),
     "pxp_fast exact": Contender("pxp", "PxpFast", options={"exact": True}),
     "pxp_fast bfloat16": Contender("pxp", "PxpFast", dtype=torch.bfloat16, channels_last=True),
+    "pxp_fast graph": Contender("pxp", "PxpFastGraph", channels_last=True, cuda=True),
+    "pxp_fast bfloat16 graph": Contender("pxp", "PxpFastGraph", dtype=torch.bfloat16, channels_last=True, cuda=True),
     "zennit": Contender("zennit", "Zennit", CONVOLUTIONAL),
     "hooks": Contender("hooks", "Hooks", CONVOLUTIONAL),
     "lxt": Contender("lxt", "Lxt", TRANSFORMERS),

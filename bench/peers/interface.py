@@ -24,6 +24,6 @@ class Peer:
         """What the last run found, not timed.
 
         Layer -> ``[N, units]`` signed relevance sums for those that compute relevance with 1 entering at the label;
-        layer -> ``[units]`` for other criteria; empty for the yardstick.
+        layer -> ``[units]`` for other criteria and for totals; empty for the yardstick.
         """
         return {}

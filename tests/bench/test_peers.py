@@ -11,7 +11,7 @@ from bench.peers.captum import Captum
 from bench.peers.compiled import Compiled
 from bench.peers.gradient import Gradient
 from bench.peers.hooks import Hooks
-from bench.peers.pxp import PxpFast
+from bench.peers.pxp import PxpFast, PxpFastGraph
 from bench.peers.torch_pruning import TorchPruning
 from bench.peers.zennit import Zennit
 from tests.oracles.networks import pictures, randomise
@@ -109,6 +109,20 @@ def test_compiled_network_finds_the_same_relevance():
     """What Inductor makes of it; above, its graph alone, which takes no compiler."""
     found, truth = (sums(peer, "vgg", torch.float32) for peer in (Compiled, Zennit))
     assert_same_relevance(found, truth, BOUNDS[torch.float32])
+
+
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+)
+def test_the_step_that_users_get_adds_up_the_same_relevance(device, batch):
+    images, labels = (t.to(device) for t in batch)
+    model = randomise(NETWORKS["resnet"](), batch[0]).to(device)
+    single, step = (peer(model, images, torch.float32) for peer in (PxpFast, PxpFastGraph))
+    single.run(images, labels)
+    for _ in range(3):
+        step.run(images, labels)
+    truth = {layer: 3 * found.double().sum(0) for layer, found in single.unit_sums().items()}
+    assert_same_relevance(step.unit_sums(), truth, 1e-12)
 
 
 def test_captum_is_right_on_vgg():

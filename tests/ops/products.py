@@ -1,16 +1,20 @@
 """The epsilon products by definition: one output position and one tap at a time, in double precision."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
 # Element types, and whether float32 factors may be rounded for the tensor cores.
 PRECISIONS = [
-    (torch.float64, False),
-    (torch.float32, False),
-    (torch.float32, True),
-    (torch.bfloat16, False),
-    (torch.float16, False),
+    pytest.param(torch.float64, False, id="float64"),
+    pytest.param(torch.float32, False, id="float32"),
+    pytest.param(torch.float32, True, id="tf32"),
+    pytest.param(torch.bfloat16, False, id="bfloat16"),
+    pytest.param(torch.float16, False, id="float16"),
 ]
+# Of these, what tensor cores multiply.
+TENSOR_CORES = PRECISIONS[2:]
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="tiles of tensor cores need a GPU")
 
 FUNCTIONS = {
     "identity": lambda z: z.clone(),
@@ -59,6 +63,15 @@ def convolution_carry(scaled, weight, shape, stride=(1, 1), padding=(0, 0), dila
                     if 0 <= h < height and 0 <= w < width:
                         carry[..., h, w] += sent[..., i, j]
     return carry.flatten(1, 2)
+
+
+def transposed_carry(scaled, weight, shape, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1):
+    """The same as one product of matrices whose columns are added where they belong: fast enough for large layers."""
+    taps = weight.double().unflatten(0, (groups, -1)).flatten(2)
+    above = scaled.double().unflatten(1, (groups, -1)).flatten(3)
+    columns = torch.einsum("gkt,ngkp->ngtp", taps, above).flatten(1, 2)
+    options = {"stride": stride, "padding": padding, "dilation": dilation}
+    return F.fold(columns, shape[2:], weight.shape[2:], **options)
 
 
 def finish(carry, output, eps, activation, unit_dim, group=1, stabilized=False):

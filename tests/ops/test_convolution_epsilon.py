@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from products import PRECISIONS, check, convolution_carry, normal, table
+from products import PRECISIONS, TENSOR_CORES, check, convolution_carry, needs_cuda, normal, table, transposed_carry
 from torch.library import opcheck
 
 from pxp_fast.errors import PxpError
@@ -29,14 +29,16 @@ def tensors(shape, features, kernel, dtype, device, layout=torch.channels_last, 
     )
 
 
-def verify(scaled, weight, output, joined=None, activation="identity", tf32=False, eps=1e-2, **settings):
+def verify(
+    scaled, weight, output, joined=None, activation="identity", tf32=False, eps=1e-2, true=convolution_carry, **settings
+):
     def operation(sums):
         return convolution_epsilon(
             scaled, weight, output, joined, sums=sums, eps=eps, activation=activation, tf32=tf32, **settings
         )
 
-    carry = convolution_carry(scaled, weight, output.shape, **settings)
-    magnitude = convolution_carry(scaled.abs(), weight.abs(), output.shape, **settings)
+    carry = true(scaled, weight, output.shape, **settings)
+    magnitude = true(scaled.abs(), weight.abs(), output.shape, **settings)
     check(operation, output, carry, magnitude, joined, 1, eps, activation, tf32=tf32 and scaled.is_cuda)
 
 
@@ -71,6 +73,32 @@ def test_definition_cases(shape, features, kernel, settings, dtype, tf32, device
     scaled, weight, output, carry = tensors(shape, features, kernel, dtype, device, **settings)
     verify(scaled, weight, output, None, "identity", tf32, **settings)
     verify(scaled, weight, output, carry, "relu", tf32, **settings)
+
+
+LAYERS = [
+    pytest.param((8, 64, 56, 56), 72, (3, 3), {"padding": (1, 1)}, id="tall-tiles"),
+    pytest.param((8, 64, 56, 56), 72, (3, 3), {"padding": (1, 1), "stride": (2, 2)}, id="tall-tiles-stride-2"),
+    pytest.param((8, 136, 56, 56), 120, (3, 3), {"padding": (1, 1)}, id="large-tiles"),
+    pytest.param((8, 136, 56, 56), 72, (1, 1), {"stride": (2, 2)}, id="large-tiles-stride-2"),
+]
+
+
+# What only layers as large as real ones meet: the tiles taken where there are at least 128 of them. One of the layers
+# adds up more than a thousand terms.
+@needs_cuda
+@pytest.mark.parametrize(("shape", "features", "kernel", "settings"), LAYERS)
+@pytest.mark.parametrize(("dtype", "tf32"), TENSOR_CORES)
+def test_definition_of_real_layers_on_cuda(shape, features, kernel, settings, dtype, tf32):
+    scaled, weight, output, carry = tensors(shape, features, kernel, dtype, "cuda", **settings)
+    verify(scaled, weight, output, None, "identity", tf32, true=transposed_carry, **settings)
+    verify(scaled, weight, output, carry, "relu", tf32, true=transposed_carry, **settings)
+
+
+@pytest.mark.parametrize(("shape", "features", "kernel", "settings"), CASES)
+def test_truth_of_large_layers_is_the_definition(shape, features, kernel, settings):
+    scaled, weight, output, _ = tensors(shape, features, kernel, torch.float64, "cpu", **settings)
+    found = transposed_carry(scaled, weight, output.shape, **settings)
+    torch.testing.assert_close(found, convolution_carry(scaled, weight, output.shape, **settings))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from products import PRECISIONS, check, linear_carry, normal, table
+from products import PRECISIONS, TENSOR_CORES, check, linear_carry, needs_cuda, normal, table
 from torch.library import opcheck
 
 from pxp_fast.errors import PxpError
@@ -58,6 +58,24 @@ SHAPES = [
 @pytest.mark.parametrize(("dtype", "tf32"), PRECISIONS)
 def test_definition_shapes(shape, features, group, dtype, tf32, device):
     scaled, weight, output, carry = tensors(shape, features, dtype, device)
+    verify(scaled, weight, output, None, "identity", group, tf32=tf32)
+    verify(scaled, weight, output, carry, "relu", group, stabilized=True, tf32=tf32)
+
+
+# What only layers as large as real ones meet: the tiles taken where there are at least 128 of them.
+@needs_cuda
+@pytest.mark.parametrize(
+    ("shape", "features", "group"),
+    [
+        pytest.param((8, 2100, 64), 72, 1, id="tall-tiles"),
+        pytest.param((8, 2100, 64), 72, 32, id="tall-tiles-of-heads"),
+        pytest.param((4, 2048, 264), 1032, 1, id="large-tiles-in-three-columns"),
+        pytest.param((4, 2048, 264), 72, 88, id="large-tiles-of-heads"),
+    ],
+)
+@pytest.mark.parametrize(("dtype", "tf32"), TENSOR_CORES)
+def test_definition_of_real_layers_on_cuda(shape, features, group, dtype, tf32):
+    scaled, weight, output, carry = tensors(shape, features, dtype, "cuda")
     verify(scaled, weight, output, None, "identity", group, tf32=tf32)
     verify(scaled, weight, output, carry, "relu", group, stabilized=True, tf32=tf32)
 
