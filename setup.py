@@ -64,6 +64,13 @@ def cmake_architectures(nvcc: Path) -> str:
     wrong = [a for a in wanted if not re.fullmatch(r"\d{1,2}\.?\d[af]?(\+PTX)?", a)]
     if wrong or not wanted:  # a slip of the pen, not something missing: never passed over
         sys.exit(f"TORCH_CUDA_ARCH_LIST holds {(wrong or [asked])[0]!r}; write numbers such as 8.0;9.0+PTX")
+    number = {a: int(re.sub(r"\D", "", a)) for a in wanted}
+    too_old = [a for a in wanted if number[a] < 80]
+    if too_old:
+        sys.exit(
+            f"TORCH_CUDA_ARCH_LIST holds {too_old[0]!r}, but the CUDA kernels need 8.0 at least (they copy "
+            "asynchronously, and multiply on tensor cores): leave it out, or set PXP_CUDA=0"
+        )
     if not asked:
         known = set(re.findall(r"compute_(\d+)", output_of(str(nvcc), "--list-gpu-arch")))
         trimmed = [a for a in wanted if a.partition("+")[0].replace(".", "") in known]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform
 from typing import Any
@@ -22,16 +21,6 @@ _OPTIONAL = {
 _KEYS = ("CPU", "CUDA")
 
 
-def _build() -> dict[str, Any] | None:
-    """How the compiled libraries were built; None where nothing is compiled."""
-    try:
-        module = importlib.import_module("pxp_fast._build")
-    except ImportError:
-        return None
-    names = ("compiler", "instruction_sets", "cuda_version", "cuda_architectures")
-    return {name: getattr(module, name) for name in names}
-
-
 def _devices() -> list[dict[str, Any]]:
     if not torch.cuda.is_available():
         return []
@@ -47,6 +36,16 @@ def _devices() -> list[dict[str, Any]]:
             }
         )
     return devices
+
+
+def _cuda_remedy(reason: str) -> str:
+    if "PXP_NATIVE" in reason:
+        return "unset PXP_NATIVE"
+    if "8.0 at least" in reason:
+        return "hide older GPUs by CUDA_VISIBLE_DEVICES"
+    if "no code for" in reason:
+        return "build with this compute capability in TORCH_CUDA_ARCH_LIST, or hide the GPU by CUDA_VISIBLE_DEVICES"
+    return "install a CUDA toolkit, then PXP_CUDA=1 pip install . (which names what is still missing)"
 
 
 def _missing(found: dict[str, Any]) -> list[dict[str, str]]:
@@ -83,9 +82,7 @@ def _missing(found: dict[str, Any]) -> list[dict[str, str]]:
                 {
                     "what": f"compiled CUDA kernels ({libraries['CUDA']})",
                     "means": "on a GPU the same results, slower: the operators run as plain PyTorch",
-                    "remedy": "unset PXP_NATIVE"
-                    if "PXP_NATIVE" in libraries["CUDA"]
-                    else "install a CUDA toolkit, then PXP_CUDA=1 pip install . (which names what is still missing)",
+                    "remedy": _cuda_remedy(libraries["CUDA"]),
                 }
             )
     missing += [
@@ -127,7 +124,7 @@ def collect() -> dict[str, Any]:
             name: {key: registered(f"{_library.NAMESPACE}::{name}", key) for key in _KEYS}
             for name in _library.operators
         },
-        "build": _build(),
+        "build": _library.build(),
     }
     found["missing"] = _missing(found)
     return found

@@ -30,6 +30,8 @@ TOOLS = ["pytest", "pytest-timeout"]
 LIBRARIES = """
 import torch, pxp_fast
 from pxp_fast.ops import _library
+if torch.cuda.is_available():
+    torch.cuda.init()  # which the CUDA library waits for
 print(f"PyTorch {torch.__version__} (CUDA {torch.version.cuda}), {pxp_fast.__path__[0]}: {_library.native}")
 expected = {"CPU", "CUDA"} if torch.version.cuda and WITH_CUDA else {"CPU"}
 assert {key for key, state in _library.native.items() if state == "loaded"} == expected, "a library is not loaded"

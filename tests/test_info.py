@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from pxp_fast import info
@@ -58,6 +59,59 @@ def test_a_library_that_does_not_load_is_named(monkeypatch, tmp_path, recwarn):
     assert "does not load" in _library.native["CPU"]
     assert "is not installed" in _library.native["CUDA"]
     assert len(recwarn) == 1 and "Reinstall" in str(recwarn[0].message)
+
+
+DEFAULT = ["80-real", "86-real", "89-real", "90-real", "100-real", "120-real", "120-virtual"]
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "runs"),
+    [
+        (DEFAULT, (7, 5), False),
+        ([], (7, 5), False),
+        (DEFAULT, (8, 0), True),
+        (DEFAULT, (8, 9), True),
+        (DEFAULT, (10, 3), True),
+        (DEFAULT, (11, 0), False),  # behind the machine code of 10.0, before the PTX of 12.0
+        (DEFAULT, (13, 0), True),
+        ([], (9, 0), True),
+        (["90-real"], (8, 0), False),
+        (["90-real"], (10, 0), False),
+        (["86-real"], (8, 0), False),
+        (["90"], (10, 0), True),
+        (["120a-real"], (12, 0), True),
+        (["120a-real"], (12, 1), False),
+        (["100a-virtual"], (10, 3), False),
+        (["100f-real"], (10, 3), True),
+        (["100f-real"], (12, 0), False),
+        (["native"], (9, 0), True),
+    ],
+)
+def test_the_cuda_library_waits_for_gpus_that_it_has_code_for(monkeypatch, tmp_path, architectures, capability, runs):
+    """Not asked at import, which would initialize CUDA; the file is no library, so that trying to load it shows."""
+    waiting = []
+    monkeypatch.delenv("PXP_NATIVE", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "99.0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0) if index == 0 else capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    monkeypatch.setattr(torch.cuda, "_lazy_call", waiting.append)
+    monkeypatch.setattr(_library, "build", lambda: {"cuda_architectures": ["90-real", *architectures]})
+    if not architectures:
+        monkeypatch.setattr(_library, "build", lambda: None)
+    monkeypatch.setattr(_library, "PACKAGE", tmp_path)
+    monkeypatch.setattr(_library, "native", {})
+    (tmp_path / _library.LIBRARIES["CUDA"]).write_bytes(b"not a library")
+    _library.load()
+    assert "waits" in _library.native["CUDA"]
+    (load,) = waiting
+    if runs:
+        with pytest.warns(RuntimeWarning, match="does not load"):
+            load()
+    else:
+        load()
+        reason = _library.native["CUDA"]
+        assert f"no code for cuda:1, GPU 1, of compute capability {capability[0]}.{capability[1]}" in reason
 
 
 def test_a_missing_extra_is_named(monkeypatch):

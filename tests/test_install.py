@@ -66,11 +66,18 @@ def test_no_nvcc(setup, monkeypatch):
 def test_architectures(setup, monkeypatch, tmp_path):
     nvcc = toolkit(tmp_path / "cuda-99")
     assert setup["cmake_architectures"](nvcc) == "80-real;90-real;90-virtual"  # trimmed to what nvcc knows
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5 8.6+PTX")
-    assert setup["cmake_architectures"](nvcc) == "75-real;86-real;86-virtual"
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 8.6+PTX")
+    assert setup["cmake_architectures"](nvcc) == "80-real;86-real;86-virtual"
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
     with pytest.raises(SystemExit, match="Hopper"):
         setup["cmake_architectures"](nvcc)
+
+
+@pytest.mark.parametrize("asked", ["7.5;8.0", "75", "8.0 7.0+PTX"])
+def test_an_architecture_without_the_instructions_is_refused(setup, monkeypatch, asked):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
+    with pytest.raises(SystemExit, match=r"holds '7\.?[05].*need 8.0 at least"):
+        setup["cmake_architectures"](Path("no nvcc"))
 
 
 @pytest.mark.parametrize("asked", ["Hopper", "9.0+ptx", "9.0-real", ";"])

@@ -12,7 +12,6 @@ Tensor convolution_epsilon(const Tensor& scaled, const Tensor& weight, const Ten
                            std::optional<Tensor> carry, std::optional<Tensor> sums, std::vector<int64_t> stride,
                            std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups, double eps,
                            std::string activation, bool tf32) {
-  const DeviceGuard guard(output.get_device_index());
   const char* op = "convolution_epsilon";
   STD_TORCH_CHECK(scaled.dim() == 4 && weight.dim() == 4 && output.dim() == 4 && groups >= 1, op,
                   ": scaled must be [N, K, OH, OW], weight [K, C / groups, R, S], output [N, C, H, W]");
@@ -48,6 +47,7 @@ Tensor convolution_epsilon(const Tensor& scaled, const Tensor& weight, const Ten
   shape.head = 1;
   shape.eps = eps;
 
+  const DeviceGuard guard(output.get_device_index());
   Tensor result = torch::stable::empty_like(output);
   if (output.numel() == 0) return result;
   ProductTensors t{scaled, weight, laid_out_like(output, result), result, carry, sums};

@@ -24,7 +24,6 @@ std::optional<ImageStrides> strides_of(const Tensor& tensor) {
 Tensor linear_epsilon(const Tensor& scaled, const Tensor& weight, const Tensor& output, std::optional<Tensor> carry,
                       std::optional<Tensor> sums, double eps, std::string activation, int64_t group,
                       bool stabilized_sums, bool tf32) {
-  const DeviceGuard guard(output.get_device_index());
   const char* op = "linear_epsilon";
   STD_TORCH_CHECK(output.dim() >= 2 && weight.dim() == 2 && scaled.dim() == output.dim(), op,
                   ": scaled must be [N, *, O], weight [O, I], output [N, *, I]");
@@ -37,6 +36,7 @@ Tensor linear_epsilon(const Tensor& scaled, const Tensor& weight, const Tensor& 
 
   ProductShape shape{};
   shape.activation = parse_activation(activation);
+  const DeviceGuard guard(output.get_device_index());
   Tensor result = torch::stable::empty_like(output);
   if (output.numel() == 0) return result;
   const int64_t positions = output.numel() / output.size(0) / channels;

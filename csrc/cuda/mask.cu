@@ -41,7 +41,7 @@ void mask_(std::vector<Tensor> parameters, std::vector<Tensor> keep, std::vector
   if (parameters.empty()) return;
   const DeviceGuard guard(parameters[0].get_device_index());
   std::vector<MaskEntry> entries;
-  std::vector<Tensor> dense;  // keeps what the table points to alive until the kernel is in the stream
+  std::vector<Tensor> dense;  // keeps what the entries point to alive until the kernels are in the stream
   int64_t most_slices = 0;
   for (size_t i = 0; i < parameters.size(); ++i) {
     const Tensor& parameter = parameters[i];
@@ -58,16 +58,15 @@ void mask_(std::vector<Tensor> parameters, std::vector<Tensor> keep, std::vector
     entries.push_back(entry);
     most_slices = std::max(most_slices, entry.slices);
   }
-  if (entries.empty()) return;
-  STD_TORCH_CHECK(entries.size() <= 65535, "mask_: more than 65535 parameters in one call");
-  const int64_t bytes = int64_t(entries.size() * sizeof(MaskEntry));
-  Tensor table = torch::stable::new_empty(parameters[0], {bytes}, ScalarType::Byte);
   const cudaStream_t stream = current_stream(parameters[0]);
-  // From pageable memory: the copy has left `entries` when the call returns.
-  STD_CUDA_CHECK(cudaMemcpyAsync(table.mutable_data_ptr(), entries.data(), bytes, cudaMemcpyHostToDevice, stream));
-  const dim3 grid(unsigned(std::min<int64_t>(most_slices, 256)), unsigned(entries.size()));
-  mask_slices<<<grid, kThreads, 0, stream>>>(static_cast<const MaskEntry*>(table.const_data_ptr()));
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  for (size_t first = 0; first < entries.size(); first += kMaskEntries) {
+    const size_t count = std::min<size_t>(kMaskEntries, entries.size() - first);
+    MaskTable table{};
+    std::copy_n(entries.begin() + first, count, table.at);
+    const dim3 grid(unsigned(std::min<int64_t>(most_slices, 256)), unsigned(count));
+    mask_slices<<<grid, kThreads, 0, stream>>>(table);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
 }
 
 }  // namespace

@@ -30,6 +30,7 @@ inline void check_product(const char* op, const Tensor& scaled, const Tensor& we
                         sums->size(2) == units && (units < 2 || sums->stride(2) == 1),
                     op,
                     ": sums must be [2, samples, units] with neighbouring units, in the dtype of sums, beside output");
+    check_apart(op, "sums", *sums);
   }
   STD_TORCH_CHECK(eps >= 0, op, ": eps must not be negative");
 }

@@ -7,6 +7,8 @@ namespace {
 
 Tensor select(const Tensor& scores, int64_t k, bool largest) {
   check_select(scores, k);
+  STD_TORCH_CHECK(scores.numel() < (int64_t(1) << 32), "select: fewer than 2^32 scores can be ranked on a GPU, not ",
+                  scores.numel());
   const DeviceGuard guard(scores.get_device_index());
   const int64_t n = scores.numel();
   Tensor chosen = torch::stable::new_zeros(scores, {n}, ScalarType::Bool);

@@ -1,4 +1,5 @@
-// `mask_` on the GPU: all parameters in one launch, described by a table in device memory.
+// `mask_` on the GPU: many parameters in one launch, described by a table among its arguments. Arguments are
+// copied at the launch, also into a graph that is being captured; a table in memory would have to outlive the graph.
 #pragma once
 
 #include "device.cuh"
@@ -19,11 +20,17 @@ struct MaskEntry {
   int32_t element_size;
 };
 
+constexpr int kMaskEntries = 40;
+struct MaskTable {
+  MaskEntry at[kMaskEntries];
+};
+static_assert(sizeof(MaskTable) <= 4096, "what a kernel's arguments may take");
+
 template <class T>
 __device__ __forceinline__ void zero_slice(const MaskEntry& entry, int64_t slice) {
   T* data = static_cast<T*>(entry.data) + slice * entry.slice_stride;
-  for (uint32_t i = threadIdx.x; i < entry.elements; i += kThreads) {
-    uint32_t index = i;
+  for (int64_t i = threadIdx.x; i < entry.elements; i += kThreads) {
+    uint32_t index = uint32_t(i);
     int64_t offset = 0;
 #pragma unroll
     for (int d = 0; d < kMaskDims; ++d) {
@@ -36,8 +43,8 @@ __device__ __forceinline__ void zero_slice(const MaskEntry& entry, int64_t slice
 
 // grid: (any, parameters). The blocks of a column share the slices of its parameter. T is an unsigned integer as wide
 // as an element: zero has one bit pattern.
-__global__ void __launch_bounds__(kThreads, kBlocks) mask_slices(const MaskEntry* entries) {
-  const MaskEntry entry = entries[blockIdx.y];
+__global__ void __launch_bounds__(kThreads, kBlocks) mask_slices(const MaskTable table) {
+  const MaskEntry entry = table.at[blockIdx.y];
   for (int64_t slice = blockIdx.x; slice < entry.slices; slice += gridDim.x) {
     if (entry.keep[slice]) continue;
     switch (entry.element_size) {

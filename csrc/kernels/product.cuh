@@ -31,6 +31,7 @@ __global__ void __launch_bounds__(Loop::kThreadCount, Loop::kBlockCount)
     product(const T* __restrict__ scaled, const T* __restrict__ weight, const T* __restrict__ output,
             const T* __restrict__ carry, T* __restrict__ result, Compute<T>* __restrict__ partials,
             Compute<T>* __restrict__ relevance, const ProductShape shape) {
+  static_assert(product_bytes<Loop>() <= 99 * 1024, "more than a block may have on sm_86, sm_89 and sm_120");
   const ProductTile tile = product_tile<Loop::kRows>(shape);
   if (!tile.rows) return;
   auto& rows = *reinterpret_cast<ProductRows<Loop::kRows>*>(dynamic_shared_memory());

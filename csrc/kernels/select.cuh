@@ -16,12 +16,12 @@ __device__ __forceinline__ auto key_of(T score, bool largest) {
   return largest ? decltype(key)(~key) : key;
 }
 
-// grid: 1, block: kSelectThreads. 1 <= k <= n.
+// grid: 1, block: kSelectThreads. 1 <= k <= n < 2^32: shared memory counts in hardware with 32 bits only.
 template <class T>
 __global__ void __launch_bounds__(kSelectThreads)
     radix_select(const T* scores, bool* chosen, int64_t n, int64_t k, bool largest) {
   using Key = std::decay_t<decltype(order_key(widen(T())))>;
-  __shared__ unsigned long long counts[256];
+  __shared__ unsigned counts[256];
   __shared__ unsigned long long before[kSelectThreads];
   __shared__ Key shared_prefix;
   __shared__ unsigned long long shared_wanted;
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kSelectThreads)
     __syncthreads();
     for (int64_t i = thread; i < n; i += kSelectThreads) {
       const Key key = key_of(scores[i], largest);
-      if ((key & known) == prefix) atomicAdd(&counts[key >> shift & 255], 1ull);
+      if ((key & known) == prefix) atomicAdd(&counts[key >> shift & 255], 1u);
     }
     __syncthreads();
     if (thread == 0) {

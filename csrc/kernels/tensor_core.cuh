@@ -99,7 +99,10 @@ template <>
 inline void multiply<float>(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   simulator::multiply<float>(sum, a, b, [](float x) { return float_of(bits_of(x) & ~0x1fffu); });
 }
-inline uint32_t round_factor(uint32_t bits) { return (bits + 0x1000u) & ~0x1fffu; }
+inline uint32_t round_factor(uint32_t bits) {
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffffffu;  // the one NaN that the instruction knows
+  return (bits + 0x1000u) & ~0x1fffu;
+}
 
 #endif
 

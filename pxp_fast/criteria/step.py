@@ -87,7 +87,8 @@ class CudaGraphs:
                 compute()
         except RuntimeError:
             torch.cuda.set_stream(current)
-            with contextlib.suppress(RuntimeError):  # where PyTorch (before 2.12) has not come to it
+            # Where PyTorch (before 2.12) has not come to it, or has these private functions no more.
+            with contextlib.suppress(RuntimeError, AttributeError):
                 torch._C._cuda_endAllocateToPool(self.device.index, self.pool)
                 torch._C._cuda_releasePool(self.device.index, self.pool)
             graph.reset()

@@ -39,7 +39,7 @@ def mutant(request, compilers, tmp_path_factory):
     names = [item.callspec.params["name"] for item in tests if "name" in item.callspec.params]
     folder = tmp_path_factory.mktemp("mutants")
     libraries = {
-        name: compilers.submit(build_mutant, *request.module.MUTANTS[name][:4], folder / str(number))
+        name: compilers.submit(build_mutant, folder / str(number), *request.module.MUTANTS[name][:-1])
         for number, name in enumerate(names)
     }
     return lambda name: libraries[name].result()

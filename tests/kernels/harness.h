@@ -24,15 +24,29 @@ struct Type {
   using type = T;
 };
 
+// ONLY_TYPE is the code of the one type that is compiled, where it is defined.
+#ifdef ONLY_TYPE
+constexpr bool is_compiled(int code) { return code == ONLY_TYPE; }
+#else
+constexpr bool is_compiled(int) { return true; }
+#endif
+
+template <int kCode, class T, class Body>
+void if_compiled(Body&& body) {
+  if constexpr (is_compiled(kCode)) {
+    body(Type<T>{});
+  } else {
+    throw std::runtime_error("a type that is not compiled");
+  }
+}
+
 template <class Body>
 void for_type(int code, Body&& body) {
   switch (code) {
-    case 1: return body(Type<float>{});
-#ifndef FLOAT_ONLY
-    case 0: return body(Type<double>{});
-    case 2: return body(Type<__nv_bfloat16>{});
-    case 3: return body(Type<__half>{});
-#endif
+    case 0: return if_compiled<0, double>(body);
+    case 1: return if_compiled<1, float>(body);
+    case 2: return if_compiled<2, __nv_bfloat16>(body);
+    case 3: return if_compiled<3, __half>(body);
     default: throw std::runtime_error("unknown type");
   }
 }

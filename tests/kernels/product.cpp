@@ -93,7 +93,7 @@ extern "C" int product_epsilon(const ProductCase* c, double eps, const void* sca
       if (c->loop == 3) return run<DirectLoop<T>>(shape, at, c->sums_kind, c->sums_sample);
       if constexpr (sizeof(T) <= 4) {
         if (c->loop == 1) return run<SmallTile<T>>(shape, at, c->sums_kind, c->sums_sample);
-#ifndef FLOAT_ONLY
+#ifndef ONLY_TYPE
         if (c->loop == 4) return run<TallTile<T>>(shape, at, c->sums_kind, c->sums_sample);
         return run<LargeTile<T>>(shape, at, c->sums_kind, c->sums_sample);
 #endif

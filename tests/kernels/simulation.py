@@ -27,14 +27,14 @@ TRIED_COPIES = ("lazy",) if SANITIZERS else COPIES
 GUARD = 0 if SANITIZERS else 64
 
 
-def build(stem: str, folder: Path, csrc: Path = CSRC, float_only: bool = False) -> ctypes.CDLL:
-    """The simulated kernels of `stem`, its header taken from `csrc`, as a library; sooner if only for float32."""
+def build(stem: str, folder: Path, csrc: Path = CSRC, only: torch.dtype | None = None) -> ctypes.CDLL:
+    """The simulated kernels of `stem`, its header taken from `csrc`, as a library; sooner if only for one dtype."""
     library = folder / f"{stem}.so"
     command = [COMPILER, "-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
     command += ["-I", str(HERE), "-I", str(csrc), str(HERE / f"{stem}.cpp"), "-o", str(library)]
     # Else the loader joins what several libraries define inline, and one fills another's shared memory with NaN.
     command += ["-fno-gnu-unique"]
-    command += ["-DFLOAT_ONLY"] if float_only else []
+    command += [f"-DONLY_TYPE={TYPES[only]}"] if only else []
     command += ["-O0", "-g1", f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all"] if SANITIZERS else []
     # The sanitizer is loaded before this process, not before the compiler.
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}

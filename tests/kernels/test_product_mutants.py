@@ -18,6 +18,15 @@ def linear(library, order, copies):
     cases.linear(library, order, SMALL, (3, 37, 72), 132, F32, copies=copies)
 
 
+def few_features(library, order, copies):
+    """A stage's first slice has a rest: where nothing fills it, it is still as the block found it."""
+    cases.linear(library, order, SMALL, (3, 37, 72), 12, F32, copies=copies)
+
+
+def few_features_in_bfloat16(library, order, copies):
+    cases.linear(library, order, SMALL, (3, 37, 72), 24, torch.bfloat16, copies=copies)
+
+
 def heads(library, order, copies):
     cases.linear(library, order, SMALL, (3, 37, 64), 16, F32, copies=copies, head=32)
 
@@ -51,6 +60,8 @@ WAIT = "      copy_async_wait<kStages - 2>();\n"
 ARRIVED = "      // All copies of this slice are here, and nobody reads the stage of the one before any more.\n"
 NEXT = "      if (slice + kStages - 1 < slices) feed.next(stages + free_stage * kStageElements);\n"
 COMMIT = "      copy_async_commit();\n#pragma unroll\n      for (int depth"
+COPY_SCALED = "        copy_async(stage + scaled_row(pass)"
+COPY_WEIGHTS = "        copy_async(weights + pass * kStep"
 
 # File, what stands there, what the mutant has instead, and the case that must fail.
 PRODUCTS = {
@@ -70,6 +81,12 @@ PRODUCTS = {
     "a slice too few": (LOOP, "(shape.features + kDepth - 1) / kDepth", "shape.features / kDepth", linear),
     "a slice that reads on in the next row": (
         LOOP, "feature + scaled_feature() < shape.features", "feature + scaled_feature() <= shape.features", linear),
+    "no zeros behind the last feature": (
+        LOOP, COPY_SCALED, COPY_SCALED.replace("copy", "if (there) copy"), few_features),
+    "no zeros behind the last feature's weights": (
+        LOOP, COPY_WEIGHTS, COPY_WEIGHTS.replace("copy", "if (there) copy"), few_features),
+    "something else than zeros beyond an image's edge": (
+        LOOP, "scaled,\n                   there);", "scaled,\n                   true);", strided),
     "taps that stay where they are": (LOOP, "        tap.next(tile, shape);\n", "", strided),
     "a forgotten tap": (SHAPE, "/ result.tap_step + 1;", "/ result.tap_step;", strided),
     "the taps of another parity": (
@@ -102,7 +119,21 @@ PRODUCTS = {
         SHAPE, "scaled += position[axis] * shape.scaled.axis[axis]",
         "scaled += int(position[axis] * shape.scaled.axis[axis])", many_rows),
 }  # fmt: skip
-MUTANTS = {name: ("product", *mutant) for name, mutant in PRODUCTS.items()}
+# Tensor cores take 16-bit factors another way.
+BFLOAT16 = {
+    "no zeros behind the last feature, in bfloat16": (
+        LOOP, COPY_SCALED, COPY_SCALED.replace("copy", "if (there) copy"), few_features_in_bfloat16),
+    "weights of the neighbouring channels": (
+        LOOP, "b[j][1] = pair[1], b[j + 1][0] = pair[2]", "b[j][1] = pair[2], b[j + 1][0] = pair[1]",
+        few_features_in_bfloat16),
+    "the first 16 bytes of every row twice": (
+        LOOP, "depth + lane / 16 * kPack", "depth", few_features_in_bfloat16),
+}  # fmt: skip
+MUTANTS = {
+    name: ("product", *mutant, dtype, case)
+    for dtype, mutants in ((F32, PRODUCTS), (torch.bfloat16, BFLOAT16))
+    for name, (*mutant, case) in mutants.items()
+}
 
 
 @pytest.mark.parametrize("name", MUTANTS)
@@ -112,7 +143,7 @@ def test_mutant_is_caught(name, mutant):
     assert caught, "no order of threads and no moment of landing gave it away"
 
 
-@pytest.mark.parametrize("case", dict.fromkeys(mutant[-1] for mutant in PRODUCTS.values()))
+@pytest.mark.parametrize("case", dict.fromkeys(mutant[-1] for mutant in MUTANTS.values()))
 def test_nothing_is_caught_where_nothing_is_broken(case, simulated):
     for mode in MODES:
         case(simulated("product"), *mode)

@@ -130,6 +130,7 @@ def test_mask(simulated, order, dtype):
     matrix = torch.randn(20, 30).to(dtype)
     parameters = [whole, matrix, torch.randn(20, 30).to(dtype)[::2, 3:], torch.randn(7).to(dtype)]
     cases.mask(simulated("mask"), order, parameters, [0, 1, 0, 0], 3)
+    cases.mask(simulated("mask"), order, [torch.randn(3, 2).to(dtype) for _ in range(40)], [0] * 40, 1)  # a full table
     surroundings = torch.randn(4, 5, 6).to(dtype)
     before = surroundings.clone()
     cases.mask(simulated("mask"), order, [surroundings[1:3, :, 2:4].permute(2, 1, 0)], [1], 2)
