@@ -77,7 +77,7 @@ def ranks(values):
 
 
 def assert_close(sums, truth):
-    """A ReLU's input next to zero may fall on its other side, which few samples meet, but shows in all that is below."""
+    """A ReLU's input next to zero may fall on its other side: few samples meet that, but all layers below show it."""
     errors = torch.tensor([relative_l1(sums[:, n], truth[:, n]) for n in range(truth.shape[1])])
     assert errors.median() < 1e-4 and errors.max() < 1e-2, errors
 
