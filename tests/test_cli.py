@@ -1,5 +1,6 @@
 """The command line: each command's output checked against the library, and every way out of it."""
 
+import functools
 import json
 import os
 import re
@@ -33,11 +34,12 @@ def invoke(*words):
 
 
 def process(*words, **options) -> subprocess.Popen:
-    """The command in a process of its own."""
+    """The command in a process of its own, which hears an interrupt even where the tests run in the background."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pxp_fast", *map(str, words)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, **pipes, **options)
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, env=environment, preexec_fn=heard, **pipes, **options)
 
 
 def test_score_plan_eval_sweep_and_report_are_the_steps_of_run(place):
