@@ -38,8 +38,8 @@ def process(*words, **options) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pxp_fast", *map(str, words)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(command, env=environment, preexec_fn=heard, **pipes, **options)
+    options.setdefault("preexec_fn", functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL))
+    return subprocess.Popen(command, env=environment, **pipes, **options)
 
 
 def test_score_plan_eval_sweep_and_report_are_the_steps_of_run(place):
