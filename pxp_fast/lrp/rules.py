@@ -181,8 +181,7 @@ class Sum(Operator):
         # First what is computed from it: once given away whole, it may be added to.
         for (operand, factor), shape, direct in zip(self.factors, shapes, whole, strict=True):
             if operand in run.live and not direct:
-                share = torch.empty(shape, dtype=scaled.dtype, device=scaled.device).copy_(scaled.sum_to_size(shape))
-                run.give(operand, Held(share.mul_(factor), 1))
+                run.give(operand, Held(scaled.sum_to_size(shape) * factor, 1))
         shared = Held(scaled, sum(whole))
         for (operand, _), direct in zip(self.factors, whole, strict=True):
             if direct:
