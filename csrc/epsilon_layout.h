@@ -30,7 +30,7 @@ struct EpsilonLayout {
 
 struct EpsilonTensors {
   Tensor carry, output;
-  Tensor scaled;               // what is written: a new tensor, or `carry` in place; `carry` too where only sums are
+  Tensor scaled;               // what is written: a new tensor, or one of the two; `carry` where only sums are
   std::optional<Tensor> sums;  // none where none are wanted
   Tensor result;               // what the caller gets: `scaled`, or the tensor that `scaled` is to be copied to
   EpsilonLayout layout;
@@ -129,14 +129,14 @@ inline void check_sums(const char* op, const Tensor& sums, const Tensor& output,
   check_apart(op, "sums", sums);
 }
 
-// What is written: a new tensor, the carry itself, or sums alone.
-enum class EpsilonTarget { scaled, carry, sums };
+// What is written: a new tensor, the carry or the output itself, or sums alone.
+enum class EpsilonTarget { scaled, carry, output, sums };
 
 // Finds how the tensors lie, and copies them only where their strides fit neither layout.
 inline EpsilonTensors arrange_epsilon(const Tensor& carry, const Tensor& output, std::optional<Tensor> sums,
                                       const EpsilonSize& size, EpsilonTarget target) {
-  const bool fresh = target == EpsilonTarget::scaled;
-  const Tensor scaled = fresh ? torch::stable::empty_like(output) : carry;
+  const bool fresh = target == EpsilonTarget::scaled, over = target == EpsilonTarget::output;
+  const Tensor scaled = fresh ? torch::stable::empty_like(output) : over ? output : carry;
   EpsilonTensors t{carry, output, scaled, sums, scaled, {}, false};
   if (sums) t.layout.sums = {sums->stride(0), sums->stride(1)};
   if (output.numel() == 0 || find_layout(t, size)) return t;
@@ -148,19 +148,19 @@ inline EpsilonTensors arrange_epsilon(const Tensor& carry, const Tensor& output,
   } else {
     t.carry = torch::stable::empty_like(output);
     torch::stable::copy_(t.carry, carry);
-    if (!fresh) t.scaled = t.carry;
+    if (target == EpsilonTarget::sums) t.scaled = t.carry;
   }
   if (find_layout(t, size)) return t;
 
   t.carry = torch::stable::contiguous(carry);
   t.output = torch::stable::contiguous(output);
-  t.scaled = fresh ? torch::stable::empty_like(t.output) : t.carry;
-  t.copy_back = fresh || (target == EpsilonTarget::carry && !carry.is_contiguous());
+  t.scaled = fresh ? torch::stable::empty_like(t.output) : over ? t.output : t.carry;
+  t.copy_back = fresh || (target != EpsilonTarget::sums && !scaled.is_contiguous());
   find_layout(t, size);
   return t;
 }
 
-// The arguments of the three operators, checked.
+// The arguments of the four operators, checked.
 inline EpsilonTensors prepare_epsilon(const Tensor& carry, const Tensor& output, double eps, int64_t unit_dim,
                                       int64_t group) {
   const EpsilonSize size = check_epsilon("epsilon", carry, output, eps, unit_dim, group);
@@ -177,6 +177,15 @@ inline EpsilonTensors prepare_epsilon_(const Tensor& carry, const Tensor& output
   check_apart("epsilon_", "carry", carry);
   if (sums) check_sums("epsilon_", *sums, output, size);
   return arrange_epsilon(carry, output, sums, size, EpsilonTarget::carry);
+}
+
+inline EpsilonTensors prepare_epsilon_over_(const Tensor& carry, const Tensor& output,
+                                            const std::optional<Tensor>& sums, double eps, int64_t unit_dim,
+                                            int64_t group) {
+  const EpsilonSize size = check_epsilon("epsilon_over_", carry, output, eps, unit_dim, group);
+  check_apart("epsilon_over_", "output", output);
+  if (sums) check_sums("epsilon_over_", *sums, output, size);
+  return arrange_epsilon(carry, output, sums, size, EpsilonTarget::output);
 }
 
 inline EpsilonTensors prepare_unit_sums_(const Tensor& sums, const Tensor& carry, const Tensor& output,

@@ -15,6 +15,7 @@ CUDA_ONLY = {"linear_epsilon", "convolution_epsilon"}
 OPERATORS = {
     "epsilon",
     "epsilon_",
+    "epsilon_over_",
     "unit_sums_",
     "layer_norm",
     "layer_norm_",

@@ -64,11 +64,20 @@ std::tuple<Tensor, Tensor> epsilon(const Tensor& carry, const Tensor& output, do
   return {t.result, *t.sums};
 }
 
+Pass pass_for(const std::optional<Tensor>& sums, bool stabilized) {
+  return !sums ? Pass::scale : stabilized ? Pass::scale_and_sum_stabilized : Pass::scale_and_sum;
+}
+
 void epsilon_(const Tensor& carry, const Tensor& output, std::optional<Tensor> sums, double eps, std::string activation,
               int64_t unit_dim, int64_t group, bool stabilized_sums) {
-  const Pass pass = !sums ? Pass::scale : stabilized_sums ? Pass::scale_and_sum_stabilized : Pass::scale_and_sum;
   EpsilonTensors t = prepare_epsilon_(carry, output, sums, eps, unit_dim, group);
-  run(t, pass, true, activation, eps);
+  run(t, pass_for(sums, stabilized_sums), true, activation, eps);
+}
+
+void epsilon_over_(const Tensor& carry, const Tensor& output, std::optional<Tensor> sums, double eps,
+                   std::string activation, int64_t unit_dim, int64_t group, bool stabilized_sums) {
+  EpsilonTensors t = prepare_epsilon_over_(carry, output, sums, eps, unit_dim, group);
+  run(t, pass_for(sums, stabilized_sums), true, activation, eps);
 }
 
 void unit_sums_(const Tensor& sums, const Tensor& carry, const Tensor& output, std::string activation, int64_t unit_dim,
@@ -83,5 +92,6 @@ void unit_sums_(const Tensor& sums, const Tensor& carry, const Tensor& output, s
 STABLE_TORCH_LIBRARY_IMPL(pxp_fast, CPU, m) {
   m.impl("epsilon", TORCH_BOX(&pxp::cpu::epsilon));
   m.impl("epsilon_", TORCH_BOX(&pxp::cpu::epsilon_));
+  m.impl("epsilon_over_", TORCH_BOX(&pxp::cpu::epsilon_over_));
   m.impl("unit_sums_", TORCH_BOX(&pxp::cpu::unit_sums_));
 }

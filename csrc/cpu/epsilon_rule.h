@@ -24,7 +24,7 @@ PXP_FORMULA C one(const T* carry, const T* output, T* scaled, C eps) {
   }
 }
 
-// n neighbouring elements. `scaled` may be `carry`.
+// n neighbouring elements. `scaled` may be `carry` or `output`.
 template <class T, class C, Activation A, Pass P>
 void apply(const T* carry, const T* output, T* scaled, C* relevance, int64_t n, C eps) {
   PXP_INDEPENDENT

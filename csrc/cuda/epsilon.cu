@@ -142,6 +142,13 @@ void epsilon_(const Tensor& carry, const Tensor& output, std::optional<Tensor> s
   run(t, {true, stabilized_sums, true}, activation, eps);
 }
 
+void epsilon_over_(const Tensor& carry, const Tensor& output, std::optional<Tensor> sums, double eps,
+                   std::string activation, int64_t unit_dim, int64_t group, bool stabilized_sums) {
+  const DeviceGuard guard(output.get_device_index());
+  EpsilonTensors t = prepare_epsilon_over_(carry, output, sums, eps, unit_dim, group);
+  run(t, {true, stabilized_sums, true}, activation, eps);
+}
+
 void unit_sums_(const Tensor& sums, const Tensor& carry, const Tensor& output, std::string activation, int64_t unit_dim,
                 int64_t group) {
   const DeviceGuard guard(output.get_device_index());
@@ -155,5 +162,6 @@ void unit_sums_(const Tensor& sums, const Tensor& carry, const Tensor& output, s
 STABLE_TORCH_LIBRARY_IMPL(pxp_fast, CUDA, m) {
   m.impl("epsilon", TORCH_BOX(&pxp::cuda::epsilon));
   m.impl("epsilon_", TORCH_BOX(&pxp::cuda::epsilon_));
+  m.impl("epsilon_over_", TORCH_BOX(&pxp::cuda::epsilon_over_));
   m.impl("unit_sums_", TORCH_BOX(&pxp::cuda::unit_sums_));
 }

@@ -1,5 +1,5 @@
-// `epsilon`, `epsilon_` and `unit_sums_` on the GPU. Tensors are [sample][row][column] with neighbouring columns (see
-// epsilon_layout.h); what is written may be the carry, so nothing here is `__restrict__`.
+// `epsilon`, `epsilon_`, `epsilon_over_` and `unit_sums_` on the GPU. Tensors are [sample][row][column] with neighbouring
+// columns (see epsilon_layout.h); what is written may be the carry or the output, so nothing here is `__restrict__`.
 //
 //   epsilon_positions   rows are units:      a warp or a block walks along one row, which ends with its sums
 //   epsilon_units       columns are units:   a block takes a tile of columns through some rows, and leaves partial sums

@@ -35,13 +35,18 @@ class Carry(abc.ABC):
         group: int = 1,
         sums: Tensor | None = None,
         stabilized_sums: bool = False,
+        over: bool = False,
     ) -> Tensor:
-        """``c act(z) / z f(z)`` in memory of its own, the unit sums added to `sums`: see `ops.epsilon_`."""
+        """``c act(z) / z f(z)`` in memory that is free, the unit sums added to `sums`: see `ops.epsilon_`.
+
+        `over` says that nobody needs `value` any more: then its memory is free too.
+        """
         carry, free = self.take()
         layer = {"eps": eps, "activation": activation, "unit_dim": unit_dim, "group": group}
         if free:
-            ops.epsilon_(carry, value, sums, stabilized_sums=stabilized_sums, **layer)
-            return carry
+            return ops.epsilon_(carry, value, sums, stabilized_sums=stabilized_sums, **layer)
+        if over:
+            return ops.epsilon_over_(carry, value, sums, stabilized_sums=stabilized_sums, **layer)
         if stabilized_sums:
             carry = torch.empty_like(value).copy_(carry)
             ops.epsilon_(carry, value, sums, stabilized_sums=True, **layer)

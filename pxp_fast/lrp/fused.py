@@ -101,9 +101,11 @@ class FusedLinearProduct(LinearProduct):
         super().__init__(scaled, weight)
         self.tf32 = tf32
 
-    def scaled(self, value: Tensor, eps: float, *, unit_dim: int = 1, sums: Tensor | None = None, **layer) -> Tensor:
+    def scaled(
+        self, value: Tensor, eps: float, *, unit_dim: int = 1, sums: Tensor | None = None, over: bool = False, **layer
+    ) -> Tensor:
         if value.shape[:-1] != self.scaled_output.shape[:-1] or not (sums is None or unit_dim in (-1, value.dim() - 1)):
-            return super().scaled(value, eps, unit_dim=unit_dim, sums=sums, **layer)
+            return super().scaled(value, eps, unit_dim=unit_dim, sums=sums, over=over, **layer)
         rest = self.rest.take()[0] if self.rest is not None else None
         source = self.scaled_output.contiguous()
         return ops.linear_epsilon(source, self.weight, value, rest, sums=sums, eps=eps, tf32=self.tf32, **layer)
@@ -144,10 +146,11 @@ class FusedConvolutionProduct(ConvolutionProduct):
         group: int = 1,
         sums: Tensor | None = None,
         stabilized_sums: bool = False,
+        over: bool = False,
     ) -> Tensor:
         if value.shape != self.shape or sums is not None and (unit_dim != 1 or stabilized_sums):
             layer = {"activation": activation, "unit_dim": unit_dim, "group": group}
-            return super().scaled(value, eps, sums=sums, stabilized_sums=stabilized_sums, **layer)
+            return super().scaled(value, eps, sums=sums, stabilized_sums=stabilized_sums, over=over, **layer)
         rest = self.rest.take()[0] if self.rest is not None else None
         geometry = self.geometry
         return ops.convolution_epsilon(

@@ -65,7 +65,7 @@ class Weighted(Operator):
         if not self.needs_input:
             return
         with run.sums(reader, len(z)) as sums:
-            scaled = carry.scaled(z, self.eps, sums=sums, **layer)
+            scaled = carry.scaled(z, self.eps, sums=sums, over=run.spent, **layer)
         run.give(self.node.args[0], self.transposed(scaled, weight, shape))
 
     def product(self, source: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -46,9 +46,9 @@ class NormalisedCarry(Pending):
     def take(self) -> tuple[Tensor, bool]:
         return self._normalised(self.rest), True
 
-    def scaled(self, value: Tensor, eps: float, *, sums: Tensor | None = None, **layer) -> Tensor:
+    def scaled(self, value: Tensor, eps: float, *, sums: Tensor | None = None, over: bool = False, **layer) -> Tensor:
         if sums is not None or layer.get("activation", "identity") != "identity" or eps != self.eps:
-            return super().scaled(value, eps, sums=sums, **layer)
+            return super().scaled(value, eps, sums=sums, over=over, **layer)
         return self._normalised(self.rest, value)
 
     def _normalised(self, rest: Carry | None = None, join: Tensor | None = None) -> Tensor:

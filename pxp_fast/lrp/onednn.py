@@ -1,13 +1,15 @@
 """Layers by oneDNN's own operators, on a CPU: weights are brought into its layout once instead of in every call.
 
-A stride-1 convolution's input gradient runs as the convolution with the mirrored, transposed weight. The ReLU behind a
-layer is part of the layer, and makes 0 of NaN. Numbers are those of ATen's calls of oneDNN, bit for bit; for float32
+Input gradients run as convolutions too, of mirrored and transposed weights. The ReLU behind a layer is part of the
+layer, and makes 0 of NaN. Numbers are those of ATen's calls of oneDNN, bit for bit; for float32
 linear layers, where ATen takes another library, they are sums in another order, in half the time on some CPUs.
 """
 
 from __future__ import annotations
 
+import abc
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx
@@ -72,17 +74,14 @@ class Packed(Weighted):
 class PackedConvolution(Packed, Convolution):
     """A convolution on packed weights."""
 
-    mirrored: list[int] | None = None
-
     def pack(self) -> None:
-        geometry = self.geometry
+        geometry, source = self.geometry, self.shape(self.node.args[0])
         sizes = (geometry.padding, geometry.stride, geometry.dilation, geometry.groups)
-        pack = torch.ops.mkldnn._reorder_convolution_weight
-        self.packed = pack(self.weight, *sizes, self.shape(self.node.args[0]))
-        self.mirrored = mirrored_padding(geometry, self.weight.shape)
-        if self.mirrored is not None and self.needs_input:
-            sizes = (self.mirrored, [1, 1], geometry.dilation, geometry.groups)
-            self.packed_back = pack(mirrored_weight(self.weight, geometry.groups), *sizes, self.shape(self.node))
+        self.packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *sizes, source)
+        self.kernel = list(self.weight.shape[2:])
+        if self.needs_input:
+            self.way_back = way_back(geometry, self.kernel)
+            self.packed_back = self.way_back.pack(self.weight, geometry, source, self.shape(self.node))
 
     def forward(self, run: Run) -> tuple[object, object]:
         if self.name != "relu":
@@ -95,40 +94,110 @@ class PackedConvolution(Packed, Convolution):
         return self._convolve(source, bias, "none")
 
     def _convolve(self, source: Tensor, bias: Tensor | None, then: str) -> Tensor:
-        return _pointwise(source, self.packed, bias, self.geometry, self.geometry.padding, then)
+        geometry = self.geometry
+        return _convolve(source, self.packed, geometry, geometry.padding, geometry.stride, bias, then)
 
     def transposed(self, scaled: Tensor, weight: Tensor | None, shape: torch.Size) -> Pending:
-        if self.packed_back is None:
-            return super().transposed(scaled, weight, shape)
-        return MirroredProduct(scaled, self.packed_back, shape, self.geometry, self.mirrored)
+        return self.way_back(scaled, self.packed_back, shape, self.geometry, self.kernel)
 
 
-class MirroredProduct(ConvolutionProduct):
-    """A stride-1 convolution's input gradient as a convolution."""
+class PackedProduct(ConvolutionProduct):
+    """A convolution's input gradient, from a packed weight."""
 
     def __init__(
-        self, scaled: Tensor, weight: Tensor, shape: torch.Size, geometry: Geometry, padding: list[int]
+        self, scaled: Tensor, weight: Tensor, shape: torch.Size, geometry: Geometry, kernel: list[int]
     ) -> None:
         super().__init__(scaled, weight, shape, geometry)
-        self.padding = padding
+        self.kernel = kernel
+
+    @staticmethod
+    @abc.abstractmethod
+    def pack(weight: Tensor, geometry: Geometry, source: list[int], output: list[int]) -> Tensor:
+        """The convolution's weight, packed for the way back from `output` to `source`, shapes of a usual batch."""
+
+
+class MirroredProduct(PackedProduct):
+    """Of stride 1: the convolution with the mirrored weight."""
+
+    @staticmethod
+    def pack(weight: Tensor, geometry: Geometry, source: list[int], output: list[int]) -> Tensor:
+        sizes = (mirrored_padding(geometry, weight.shape[2:]), [1, 1], geometry.dilation, geometry.groups)
+        return torch.ops.mkldnn._reorder_convolution_weight(mirrored_weight(weight, geometry.groups), *sizes, output)
 
     def make(self) -> Tensor:
-        return _pointwise(self.scaled_output, self.weight, None, self.geometry, self.padding, "none")
+        padding = mirrored_padding(self.geometry, self.kernel)
+        return _convolve(self.scaled_output, self.weight, self.geometry, padding)
 
     def make_onto(self, rest: Tensor) -> Tensor:
         if not rest.is_contiguous(memory_format=torch.channels_last):
             return super().make_onto(rest)
-        sizes = (self.padding, [1, 1], self.geometry.dilation, self.geometry.groups)
+        padding = mirrored_padding(self.geometry, self.kernel)
+        sizes = (padding, [1, 1], self.geometry.dilation, self.geometry.groups)
         return torch.ops.mkldnn._convolution_pointwise_.binary(
             rest, self.scaled_output, self.weight, None, *sizes, "add", 1.0, None, [], None
         )
 
 
-def mirrored_padding(geometry: Geometry, shape: torch.Size) -> list[int] | None:
-    """The padding with which the mirrored convolution gives the input gradient; None if there is none."""
-    pairs = zip(shape[2:], geometry.padding, geometry.dilation, strict=True)
-    padding = [dilation * (size - 1) - before for size, before, dilation in pairs]
-    return padding if geometry.stride == [1, 1] and min(padding) >= 0 else None
+class ScatteredProduct(PackedProduct):
+    """Of a strided 1x1 kernel: what was stepped over receives nothing."""
+
+    @staticmethod
+    def pack(weight: Tensor, geometry: Geometry, source: list[int], output: list[int]) -> Tensor:
+        sizes = ([0, 0], [1, 1], [1, 1], geometry.groups)
+        return torch.ops.mkldnn._reorder_convolution_weight(mirrored_weight(weight, geometry.groups), *sizes, output)
+
+    def make(self) -> Tensor:
+        zeros = self.scaled_output.new_empty(self.shape).contiguous(memory_format=torch.channels_last).zero_()
+        self._seen(zeros).copy_(self._product())
+        return zeros
+
+    def make_onto(self, rest: Tensor) -> Tensor:
+        self._seen(rest).add_(self._product())
+        return rest
+
+    def _seen(self, tensor: Tensor) -> Tensor:
+        rows, columns = self.geometry.stride
+        return tensor[:, :, ::rows, ::columns]
+
+    def _product(self) -> Tensor:
+        return _convolve(self.scaled_output, self.weight, self.geometry, [0, 0])
+
+
+class TransposedProduct(PackedProduct):
+    """Of any other: the transposed convolution."""
+
+    @staticmethod
+    def pack(weight: Tensor, geometry: Geometry, source: list[int], output: list[int]) -> Tensor:
+        sizes = transposed_sizes(geometry, weight.shape[2:], source, output)
+        return torch.ops.mkldnn._reorder_convolution_transpose_weight(weight, *sizes, output)
+
+    def make(self) -> Tensor:
+        sizes = transposed_sizes(self.geometry, self.kernel, self.shape, self.scaled_output.shape)
+        return torch.ops.mkldnn._convolution_transpose_pointwise(
+            self.scaled_output, self.weight, None, *sizes, "none", [], ""
+        )
+
+
+def way_back(geometry: Geometry, kernel: list[int]) -> type[PackedProduct]:
+    """Which of the three takes a convolution of a kernel's size back."""
+    if geometry.stride == [1, 1] and min(mirrored_padding(geometry, kernel)) >= 0:
+        return MirroredProduct
+    return ScatteredProduct if kernel == [1, 1] and geometry.padding == [0, 0] else TransposedProduct
+
+
+def mirrored_padding(geometry: Geometry, kernel: Sequence[int]) -> list[int]:
+    """The padding with which the mirrored convolution gives the input gradient; negative: none does."""
+    pairs = zip(kernel, geometry.padding, geometry.dilation, strict=True)
+    return [dilation * (size - 1) - before for size, before, dilation in pairs]
+
+
+def transposed_sizes(geometry: Geometry, kernel: Sequence[int], source: Sequence[int], output: Sequence[int]) -> tuple:
+    """What the transposed convolution from `output` to `source` takes behind its weight."""
+    mirrored = mirrored_padding(geometry, kernel)
+    sides = zip(source[2:], output[2:], geometry.stride, geometry.padding, mirrored, strict=True)
+    # Rows at the end that the convolution did not reach.
+    missed = [wanted - ((found - 1) * stride - before + after + 1) for wanted, found, stride, before, after in sides]
+    return geometry.padding, missed, geometry.stride, geometry.dilation, geometry.groups
 
 
 def mirrored_weight(weight: Tensor, groups: int) -> Tensor:
@@ -137,13 +206,17 @@ def mirrored_weight(weight: Tensor, groups: int) -> Tensor:
     return turned.contiguous(memory_format=torch.channels_last)
 
 
-def _pointwise(
-    source: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, padding: list[int], then: str
+def _convolve(
+    source: Tensor,
+    weight: Tensor,
+    geometry: Geometry,
+    padding: list[int],
+    stride: Sequence[int] = (1, 1),
+    bias: Tensor | None = None,
+    then: str = "none",
 ) -> Tensor:
-    stride = geometry.stride if padding is geometry.padding else [1, 1]
-    return torch.ops.mkldnn._convolution_pointwise(
-        source, weight, bias, padding, stride, geometry.dilation, geometry.groups, then, [], ""
-    )
+    sizes = (padding, stride, geometry.dilation, geometry.groups)
+    return torch.ops.mkldnn._convolution_pointwise(source, weight, bias, *sizes, then, [], "")
 
 
 class OneLinear(Packed, Linear):

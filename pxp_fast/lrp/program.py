@@ -231,7 +231,7 @@ class Program:
         table = torch.zeros(2, len(images), self.units, dtype=self.wide, device=self.device)
         if len(images) == 0:
             return table
-        run = Run(self.live, {**self.constants, self.captured.images: images}, table)
+        run = Run(self.live, {**self.constants, self.captured.images: images}, table, spent=observe is None)
         saved, values = {}, {}
         for step, dead in zip(self.steps, self.release, strict=True):
             run.env[step.output], kept = step.forward(run)

@@ -51,20 +51,24 @@ def fused_activation(node: fx.Node) -> str | None:
     return names.get(node.target)
 
 
-def stabilized(carry: Carry, value: Tensor, eps: float) -> Tensor:
-    """``c f(z)`` in memory of its own, where no unit is read."""
+def stabilized(carry: Carry, value: Tensor, eps: float, over: bool = False) -> Tensor:
+    """``c f(z)`` in memory that is free, where no unit is read; `over`: that of `value` is."""
     if value.dim() < 2:
         return Held(carry.tensor().reshape(-1, 1)).scaled(value.reshape(-1, 1), eps).view(value.shape)
-    return carry.scaled(value, eps)
+    return carry.scaled(value, eps, over=over)
 
 
 class Run:
-    """The state of one pass: values still needed, what each operator put by, carries not yet used."""
+    """The state of one pass: values still needed, what each operator put by, carries not yet used.
 
-    def __init__(self, live: set[fx.Node], env: dict, table: Tensor) -> None:
+    `spent` says that on the way back an operator's own value is needed by nobody else: all who read it come before.
+    """
+
+    def __init__(self, live: set[fx.Node], env: dict, table: Tensor, spent: bool) -> None:
         self.live = live
         self.env = env
         self.table = table
+        self.spent = spent
         self.carries: dict[fx.Node, Carry | dict[int, Tensor]] = {}
 
     def value(self, arg):
@@ -173,7 +177,7 @@ class Sum(Operator):
 
     def backward(self, run: Run, carry: Carry, saved) -> None:
         value, shapes = saved
-        scaled = stabilized(carry, value, self.eps)
+        scaled = stabilized(carry, value, self.eps, over=run.spent)
         whole = [
             operand in run.live and factor == 1 and scaled.shape == shape
             for (operand, factor), shape in zip(self.factors, shapes, strict=True)

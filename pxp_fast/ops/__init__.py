@@ -6,7 +6,7 @@ A function ``pxp_fast.ops.NAME`` checks its arguments and calls the operator ``t
 from . import _library
 from .accumulate import SAMPLE_ABSOLUTE, SIGNED, SQUARED, TOKEN_ABSOLUTE, accumulate_
 from .convolution_epsilon import convolution_epsilon
-from .epsilon import ACTIVATIONS, epsilon, epsilon_, unit_sums_
+from .epsilon import ACTIVATIONS, epsilon, epsilon_, epsilon_over_, unit_sums_
 from .layer_norm import layer_norm, layer_norm_
 from .linear_epsilon import linear_epsilon
 from .mask import mask_
@@ -24,6 +24,7 @@ __all__ = [
     "convolution_epsilon",
     "epsilon",
     "epsilon_",
+    "epsilon_over_",
     "layer_norm",
     "layer_norm_",
     "linear_epsilon",

@@ -65,11 +65,38 @@ def reference_in_place(
     stabilized_sums: bool,
 ) -> None:
     """What `epsilon_` means."""
+    carry.copy_(_scale_and_add(carry, output, sums, eps, activation, unit_dim, group, stabilized_sums))
+
+
+def reference_over(
+    carry: Tensor,
+    output: Tensor,
+    sums: Tensor | None,
+    eps: float,
+    activation: str,
+    unit_dim: int,
+    group: int,
+    stabilized_sums: bool,
+) -> None:
+    """What `epsilon_over_` means."""
+    output.copy_(_scale_and_add(carry, output, sums, eps, activation, unit_dim, group, stabilized_sums))
+
+
+def _scale_and_add(
+    carry: Tensor,
+    output: Tensor,
+    sums: Tensor | None,
+    eps: float,
+    activation: str,
+    unit_dim: int,
+    group: int,
+    stabilized_sums: bool,
+) -> Tensor:
     z, passed = _pass(carry, output, activation)
     scaled = _stabilise(passed, z, eps)
     if sums is not None:
         sums.add_(_sum_units((scaled if stabilized_sums else passed) * z, unit_dim, group))
-    carry.copy_(scaled)
+    return scaled
 
 
 def reference_unit_sums(
@@ -97,6 +124,12 @@ _in_place = define(
     "epsilon_(Tensor(a!) carry, Tensor output, Tensor(b!)? sums, float eps, str activation, int unit_dim, int group, "
     "bool stabilized_sums) -> ()",
     reference_in_place,
+    lambda *arguments: None,
+)
+_over = define(
+    "epsilon_over_(Tensor carry, Tensor(a!) output, Tensor(b!)? sums, float eps, str activation, int unit_dim, "
+    "int group, bool stabilized_sums) -> ()",
+    reference_over,
     lambda *arguments: None,
 )
 _unit_sums = define(
@@ -210,6 +243,40 @@ def epsilon_(
         _check_sums("epsilon_", sums, output, unit_dim, group)
     _in_place(carry, output, sums, eps, activation, unit_dim, group, stabilized_sums)
     return carry
+
+
+def epsilon_over_(
+    carry: Tensor,
+    output: Tensor,
+    sums: Tensor | None = None,
+    *,
+    eps: float = 1e-6,
+    activation: str = "identity",
+    unit_dim: int = 1,
+    group: int = 1,
+    stabilized_sums: bool = False,
+) -> Tensor:
+    """Do what :func:`epsilon_` does in the memory of the output, where others still need the carry.
+
+    The parameters are those of :func:`epsilon_`, with the roles of the two exchanged: `output` becomes ``s`` and no two
+    of its elements may share memory, and `carry`, not in the memory of `output`, is only read.
+
+    Returns
+    -------
+    Tensor
+        `output`.
+
+    Raises
+    ------
+    PxpError
+        `output` or `sums` overlaps itself, or an argument is outside what is described above.
+    """
+    _check("epsilon_over_", carry, output, eps, activation, unit_dim, group)
+    check_apart("epsilon_over_", "output", output)
+    if sums is not None:
+        _check_sums("epsilon_over_", sums, output, unit_dim, group)
+    _over(carry, output, sums, eps, activation, unit_dim, group, stabilized_sums)
+    return output
 
 
 def unit_sums_(

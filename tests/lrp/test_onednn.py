@@ -7,7 +7,14 @@ from torch import nn
 
 from pxp_fast.criteria import Relevance
 from pxp_fast.lrp.carry import Held
-from pxp_fast.lrp.onednn import MirroredProduct, OneLinear, PackedConvolution, serves
+from pxp_fast.lrp.onednn import (
+    MirroredProduct,
+    OneLinear,
+    PackedConvolution,
+    ScatteredProduct,
+    TransposedProduct,
+    serves,
+)
 from pxp_fast.lrp.rules import Run
 
 CPU = torch.device("cpu")
@@ -69,7 +76,9 @@ def check(model: nn.Module, images: torch.Tensor, kind: type, dtype: torch.dtype
     shape = (3, *step.node.args[0].meta["val"].shape[1:])
     source = torch.randn(shape, generator=generator).to(dtype)
     source = source.contiguous(memory_format=torch.channels_last) if source.dim() == 4 else source
-    run = Run({step.node, step.node.args[0]}, {step.node.args[0]: source, **relevance.program.constants}, None)
+    run = Run(
+        {step.node, step.node.args[0]}, {step.node.args[0]: source, **relevance.program.constants}, None, spent=False
+    )
     value, saved = step.forward(run)
     wide = source.double().requires_grad_()
     truth = step.node.target(wide, weight.double(), bias.double(), *step.node.args[3:])
@@ -104,10 +113,19 @@ def test_linear(dtype):
     check(Between(nn.Linear(16, 16), convolutional=False).eval(), torch.randn(2, 3, 4, 8), OneLinear, dtype)
 
 
-def test_stride_one_runs_as_a_convolution():
+WAYS = {
+    "3x3": MirroredProduct,
+    "pointwise, padded": TransposedProduct,
+    "strided": TransposedProduct,
+    "strided, pointwise": ScatteredProduct,
+}
+
+
+@pytest.mark.parametrize("geometry", WAYS)
+def test_no_weight_is_kept_but_the_packed_ones(geometry):
+    kernel, stride, padding, *_ = CONVOLUTIONS[geometry]
     torch.manual_seed(0)
-    model = Between(nn.Conv2d(16, 16, 3, padding=1), convolutional=True).eval()
-    relevance = Relevance(model, torch.randn(2, 3, 8, 8))
-    step = step_of(relevance, PackedConvolution)
-    assert isinstance(step.transposed(torch.randn(2, 16, 8, 8), None, torch.Size((2, 16, 8, 8))), MirroredProduct)
-    assert step.weight is None  # the packed ones take its place
+    model = Between(nn.Conv2d(16, 16, kernel, stride, padding), convolutional=True).eval()
+    step = step_of(Relevance(model, torch.randn(2, 3, 8, 8)), PackedConvolution)
+    assert step.way_back is WAYS[geometry]
+    assert step.weight is None

@@ -1,4 +1,4 @@
-"""`epsilon_` and `unit_sums_`: their definition, what they leave alone, and that they are `epsilon` bit for bit."""
+"""`epsilon_`, `epsilon_over_` and `unit_sums_`: their definition, what they leave alone; they are `epsilon` bit for bit."""
 
 import os
 import subprocess
@@ -20,11 +20,12 @@ from epsilon_cases import (
 from torch.library import opcheck
 
 from pxp_fast.errors import PxpError
-from pxp_fast.ops import ACTIVATIONS, epsilon, epsilon_, unit_sums_
+from pxp_fast.ops import ACTIVATIONS, epsilon, epsilon_, epsilon_over_, unit_sums_
 from pxp_fast.ops._library import compute_dtype, native
-from pxp_fast.ops.epsilon import reference_in_place, reference_unit_sums
+from pxp_fast.ops.epsilon import reference_in_place, reference_over, reference_unit_sums
 
 OPERATOR = torch.ops.pxp_fast.epsilon_.default
+OVER = torch.ops.pxp_fast.epsilon_over_.default
 UNIT_SUMS = torch.ops.pxp_fast.unit_sums_.default
 MARGIN = 3
 needs_kernels = pytest.mark.skipif(native["CPU"] != "loaded", reason=f"no compiled CPU kernels: {native['CPU']}")
@@ -71,6 +72,14 @@ def check(carry, output, eps=1e-6, activation="identity", unit_dim=1, group=1, s
     epsilon_(carry, output, **arguments)
     assert torch.equal(carry, scaled)
 
+    carry.copy_(c)
+    table = Table(output, unit_dim, group)
+    assert epsilon_over_(carry, output, table.part, **arguments) is output
+    assert torch.equal(carry, c)
+    assert_scaled(output, expected_scaled)
+    before = table.added()
+    assert_sums(table.part, before + expected, c, z, unit_dim, group, before.abs())
+
 
 @pytest.mark.parametrize(("shape", "unit_dim", "group"), SHAPES)
 def test_definition_shapes(shape, unit_dim, group, device):
@@ -112,8 +121,13 @@ def test_around_a_sliced_carry_nothing_changes(layout, dtype, device):
     before = whole.clone()
     inside = (slice(1, 3), slice(3, 36), slice(1, 8))
     epsilon_(whole[inside], output[inside], eps=0.1, activation="gelu")
-    before[inside] = epsilon(before[inside], output[inside], eps=0.1, activation="gelu")[0]
+    carry = before[inside].clone()
+    before[inside] = epsilon(carry, output[inside], eps=0.1, activation="gelu")[0]
     assert torch.equal(whole, before)
+    expected = output.clone()
+    expected[inside] = before[inside]
+    epsilon_over_(carry, output[inside], eps=0.1, activation="gelu")
+    assert torch.equal(output, expected)
 
 
 @pytest.mark.parametrize("view", [lambda t: t[:, :, :1, :1].expand(t.shape), lambda t: t[::2].repeat(2, 1, 1, 1)])
@@ -124,6 +138,8 @@ def test_sums_of_a_carry_that_is_only_read(view, device):
         unit_sums_(sums, view(carry), other, activation="gelu")
         expected = by_definition(view(carry), other, 0.0, "gelu", 1, 1)[1]
         assert_sums(sums, expected, view(carry), other, 1, 1)
+        scaled = by_definition(view(carry), other, 0.5, "gelu", 1, 1)[0]
+        assert_scaled(epsilon_over_(view(carry), other.clone(), eps=0.5, activation="gelu"), scaled)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -137,7 +153,11 @@ def test_equals_epsilon_to_the_last_bit(activation, shape, dtype, device):
         assert torch.equal(table.part, table.before[:, :, MARGIN:-MARGIN] + sums)
         epsilon_(carry, output, table.part, eps=1e-3, activation=activation)
         assert torch.equal(table.part, table.before[:, :, MARGIN:-MARGIN] + sums + sums)
-        assert torch.equal(carry, scaled)
+        before, rest = carry.clone(), output.clone()
+        carry.copy_(pair(shape, dtype, device)[0])
+        assert torch.equal(before, scaled) and torch.equal(
+            epsilon_over_(carry, rest, eps=1e-3, activation=activation), scaled
+        )
 
 
 @pytest.mark.parametrize("group", [1, 64])
@@ -187,6 +207,7 @@ def test_empty(shape, unit_dim, device):
     carry, output = pair(shape, torch.float32, device)
     sums = torch.full((2, shape[0], shape[unit_dim]), 7.0, device=device)
     epsilon_(carry, output, sums, unit_dim=unit_dim)
+    epsilon_over_(carry, output, sums, unit_dim=unit_dim)
     unit_sums_(sums, carry, output, unit_dim=unit_dim)
     assert (sums == 7).all()
 
@@ -214,10 +235,15 @@ def test_equals_the_reference(activation, dtype):
     expected = carry.clone()
     epsilon_(carry, output, tables[0], activation=activation, unit_dim=-1, group=64, stabilized_sums=True)
     reference_in_place(expected, output, tables[1], 1e-6, activation, -1, 64, True)
+    over, expected_over = output.clone(), output.clone()
+    epsilon_over_(expected, over, activation=activation, unit_dim=-1, group=64)
+    reference_over(expected, expected_over, None, 1e-6, activation, -1, 64, False)
     unit_sums_(tables[0], carry, output, activation=activation, unit_dim=-1, group=64)
     reference_unit_sums(tables[1], expected, output, activation, -1, 64)
     unit = torch.finfo(dtype).eps
-    torch.testing.assert_close(carry, expected, rtol=max(unit, 2e-6) if unit > 1e-10 else 1e-14, atol=1e-7)
+    tolerance = {"rtol": max(unit, 2e-6) if unit > 1e-10 else 1e-14, "atol": 1e-7}
+    torch.testing.assert_close(carry, expected, **tolerance)
+    torch.testing.assert_close(over, expected_over, **tolerance)
     # The second call's carry may differ from the reference's by a rounding to its dtype.
     torch.testing.assert_close(tables[0], tables[1], rtol=0, atol=8 * max(unit, 1e-6 * (unit > 1e-10)) * 300 * 64)
 
@@ -242,6 +268,7 @@ def test_opcheck(arguments, dtype, device):
     part = Table(output, unit_dim, group).part
     for sums in (part, None):
         opcheck(OPERATOR, (carry.clone(), output, sums, 1e-3, activation, unit_dim, group, False))
+        opcheck(OVER, (carry, output.clone(), sums, 1e-3, activation, unit_dim, group, False))
     opcheck(UNIT_SUMS, (part.clone(), carry, output, activation, unit_dim, group))
 
 
@@ -250,6 +277,7 @@ def test_opcheck_strides(device):
     sums = torch.zeros(2, 2, 6, device=device)
     opcheck(OPERATOR, (carry, output, sums, 1e-3, "relu", 1, 1, True))
     opcheck(OPERATOR, (carry.contiguous(), output, sums, 1e-3, "relu", 1, 1, False))
+    opcheck(OVER, (carry.contiguous(), output, sums, 1e-3, "relu", 1, 1, False))
     opcheck(UNIT_SUMS, (sums, carry[:, :, ::2], output[:, :, ::2], "relu", 1, 1))
 
 
@@ -276,6 +304,9 @@ def test_wrong_arguments(change, message):
     if "eps" not in change and "share" not in message and "carry" not in change:
         with pytest.raises(PxpError, match=f"unit_sums_: .*{message}"):
             unit_sums_(**arguments)
+    roles = {"carry": "output", "output": "carry"}
+    with pytest.raises(PxpError, match=f"epsilon_over_: .*{message}"):
+        epsilon_over_(**{roles.get(name, name): value for name, value in arguments.items()})
 
 
 @needs_kernels
@@ -287,6 +318,10 @@ def test_wrong_arguments_past_the_typed_functions():
         with pytest.raises(RuntimeError):
             torch.ops.pxp_fast.epsilon_(*bad, 0.1, "relu", 1, 1, False)
         with pytest.raises(RuntimeError):
+            torch.ops.pxp_fast.epsilon_over_(*bad, 0.1, "relu", 1, 1, False)
+        with pytest.raises(RuntimeError):
             torch.ops.pxp_fast.unit_sums_(bad[2], *bad[:2], "relu", 1, 1)
     with pytest.raises(RuntimeError, match="clone"):
         torch.ops.pxp_fast.epsilon_(z[:, :1].expand(2, 3, 4), z, None, 0.1, "relu", 1, 1, False)
+    with pytest.raises(RuntimeError, match="clone"):
+        torch.ops.pxp_fast.epsilon_over_(z, z[:, :1].expand(2, 3, 4), None, 0.1, "relu", 1, 1, False)
