@@ -1,4 +1,4 @@
-"""`epsilon_`, `epsilon_over_` and `unit_sums_`: their definition, what they leave alone; they are `epsilon` bit for bit."""
+"""`epsilon_`, `epsilon_over_` and `unit_sums_`: definition, what they leave alone; they are `epsilon` bit for bit."""
 
 import os
 import subprocess
