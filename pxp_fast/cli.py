@@ -61,6 +61,7 @@ def run(
     checkpoint_kwargs: o.CheckpointKwargs = "{}", samples_per_class: o.Samples = 10,
     eval_samples_per_class: o.JudgingSamples = None, classes: o.Classes = None, allow_fewer: o.AllowFewer = False,
     seed: o.Seed = 0, rate: o.Rate = 0.3, units: o.Units = None, composite: o.Composite = "epsilon",
+    initial: o.Initial = "one",
     order: o.Order = "least", scope: o.Scope = "kind", magnitude: o.Magnitude = True, absolute: o.Absolute = "pxp",
     random_seeds: o.RandomSeeds = 5, heatmaps: o.HeatMapCount = 6, device: o.Device = "auto",
     dtype: o.Dtype = "float32", exact: o.Exact = False, graph: o.Graph = True, batch_size: o.BatchSize = 32,
@@ -90,6 +91,7 @@ def score(
     model: o.Model, data: o.Data, out: o.Out = Path("out"), weights: o.Weights = None,
     checkpoint_kwargs: o.CheckpointKwargs = "{}", samples_per_class: o.Samples = 10, classes: o.Classes = None,
     allow_fewer: o.AllowFewer = False, seed: o.Seed = 0, units: o.Units = None, composite: o.Composite = "epsilon",
+    initial: o.Initial = "one",
     per_class: o.PerClass = False, device: o.Device = "auto", dtype: o.Dtype = "float32", exact: o.Exact = False,
     graph: o.Graph = True, batch_size: o.BatchSize = 32, workers: o.Workers = None,
 ) -> None:  # fmt: skip

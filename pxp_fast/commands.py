@@ -41,6 +41,7 @@ def score(config: RunConfig) -> str:
             loaded.model,
             Loader(images, config.batch_size, config.workers),
             composite=config.composite,
+            initial=config.initial,
             units=config.units or None,
             device=device,
             dtype=getattr(torch, config.dtype),

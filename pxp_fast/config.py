@@ -45,6 +45,7 @@ class RunConfig(BaseModel):
     device: str = "auto"
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     exact: bool = False
+    initial: Literal["one", "logit", "bounded"] = "one"
     per_class: bool = False
     graph: bool = True
     batch_size: int = Field(32, ge=1)

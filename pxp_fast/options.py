@@ -127,6 +127,13 @@ Exact = Annotated[
         rich_help_panel=_MACHINE,
     ),
 ]
+Initial = Annotated[
+    Literal["one", "logit", "bounded"],
+    typer.Option(
+        help="Relevance at the label's logit: 1, the logit, or 1 but for images whose logit is small.",
+        rich_help_panel=_CHOICE,
+    ),
+]
 PerClass = Annotated[
     bool,
     typer.Option("--per-class/--no-per-class", help="Keep the scores of every class as well.", rich_help_panel=_CHOICE),

@@ -80,6 +80,7 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
             network,
             to_score,
             composite=config.composite,
+            initial=config.initial,
             units=config.units or None,
             device=device,
             dtype=dtype,

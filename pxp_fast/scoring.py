@@ -55,7 +55,8 @@ def score(
     units
         Kinds to score, of ``"filter"``, ``"neuron"``, ``"head"``; None: all that the model has.
     initial
-        Relevance at the label's logit: ``"one"``, or ``"logit"`` for its value.
+        Relevance at the label's logit: ``"one"``; ``"logit"`` for its value; or ``"bounded"``, one but for images whose
+        logit is small, which then do not outweigh the rest. See :meth:`pxp_fast.lrp.Program.run`.
     device, dtype
         Of the computation; default: the model's. bfloat16 is the fast choice; sums stay in float32.
     exact

@@ -23,6 +23,9 @@ from .rules import Operator, Run
 from .splitting import shares_of
 from .tokens import keep_read_tokens
 
+INITIAL = ("one", "logit", "bounded")
+"""What the relevance at the target's logit can be: see :meth:`Program.run`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
@@ -202,7 +205,10 @@ class Program:
         targets
             ``[N]``, int64: the class whose logit is explained.
         initial
-            Relevance that enters at the target's logit: ``"one"``, or ``"logit"`` for the logit itself.
+            Relevance that enters at the target's logit ``z``, one of :data:`INITIAL`: ``"one"``; ``"logit"``, which is
+            ``z`` itself; or ``"bounded"``, ``|z| / max(|z|, root mean square of the image's logits)``, which is one but
+            for images whose target hardly shows: with ``"one"`` these outweigh hundreds of others, as their relevance
+            at the units is about ``1 / z``.
         observe
             Called as ``observe(node, value, carry)`` for every operator that relevance passes; its relevance is
             ``value * carry``. Keeps all values alive, for inspection and tests.
@@ -256,11 +262,16 @@ class Program:
         return table if self.factors is None else table.mul_(self.factors)
 
     def _seed(self, logits: Tensor, targets: Tensor, initial: str) -> Tensor:
-        """The carry of the logits: relevance 1 (or the logit) at the target, none elsewhere."""
+        """The carry of the logits: that of the initial relevance at the target, 0 elsewhere."""
         chosen = targets.unsqueeze(1)
         at = logits.gather(1, chosen)
-        # A logit of exactly 0 has no relevance to give: its carry would be infinite.
-        carry = torch.ones_like(at) if initial == "logit" else torch.where(at == 0, 0, 1 / at)
+        if initial == "logit":
+            carry = torch.ones_like(at)
+        else:
+            usual = logits.to(self.wide).square().mean(1, keepdim=True).sqrt().to(at.dtype)
+            size = at.abs().maximum(usual) if initial == "bounded" else at.abs()
+            # A logit of exactly 0 has no relevance to give: its carry would be infinite.
+            carry = torch.where(at == 0, 0, at.sign() / size)
         return torch.zeros_like(logits).scatter_(1, chosen, carry)
 
     def check(self, images: Tensor, targets: Tensor, initial: str = "one") -> None:
@@ -292,5 +303,5 @@ class Program:
             # Quick kernels of ReLU may turn NaN into 0, after which nothing would tell.
             bad = int((~torch.isfinite(images).flatten(1).all(1)).sum())
             raise DataError(f"{bad} of {len(images)} images hold values that are not finite; check how they are made")
-        if initial not in ("one", "logit"):
-            raise DataError(f"initial relevance {initial!r} is not known; use 'one' or 'logit'")
+        if initial not in INITIAL:
+            raise DataError(f"initial relevance {initial!r} is not known; use one of {', '.join(INITIAL)}")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from bench.agreement import compare, overlap, ranks, spearman, without
+from bench.agreement import compare, overlap, ranks, spearman
 
 
 def by_counting(values):
@@ -66,11 +66,3 @@ def test_order_alone_counts():
 def test_a_fraction_of_nothing_is_an_error():
     with pytest.raises(ValueError, match="0.1 of 5 values"):
         overlap(torch.arange(5.0), torch.arange(5.0), 0.1)
-
-
-def test_images_are_left_out_by_their_number():
-    images = torch.arange(7.0)[:, None]
-    labels = torch.arange(7)
-    kept = without(list(zip(images.split(3), labels.split(3), strict=True)), [0, 3, 6])
-    assert torch.cat([y for _, y in kept]).tolist() == [1, 2, 4, 5]
-    assert torch.cat([x for x, _ in kept]).flatten().tolist() == [1, 2, 4, 5]

@@ -40,10 +40,14 @@ def test_operator_follows_its_definition(frame, build):
         assert relative_l1(sums[group.name], expected) < 1e-9, group.name
 
 
-def test_the_logit_as_initial_relevance_scales_every_sample():
+@pytest.mark.parametrize("initial", ["logit", "bounded"])
+def test_initial_relevance_scales_every_sample(initial):
     model, images, labels = build_network(Sandwich, IMAGE_OPERATORS["sum bn relu"])
-    truth = Definition(model)(images, labels, initial="logit")
-    sums = unit_sums(model, images, labels, initial="logit")
+    logits = model(images)
+    small = logits.gather(1, labels[:, None])[:, 0].abs() < logits.square().mean(1).sqrt()
+    assert small.any() and not small.all()  # so that both cases of "bounded" occur
+    truth = Definition(model)(images, labels, initial=initial)
+    sums = unit_sums(model, images, labels, initial=initial)
     assert relative_l1(sums["stem"][0], truth.at["stem"].sum((2, 3))) < 1e-9
 
 

@@ -186,7 +186,9 @@ class Definition:
         output = next(n for n in nodes if n.op == "output").args[0]
         start = torch.zeros_like(value[output])
         chosen = value[output].gather(1, targets[:, None])
-        start.scatter_(1, targets[:, None], torch.ones_like(chosen) if initial == "one" else chosen)
+        usual = value[output].square().mean(1, keepdim=True).sqrt()
+        kinds = {"one": torch.ones_like(chosen), "logit": chosen, "bounded": (chosen.abs() / usual).clamp(max=1)}
+        start.scatter_(1, targets[:, None], kinds[initial])
         result = Relevance(value[output])
         relevance: dict[fx.Node, Tensor | list] = {output: start}
         owner = self.norm_owner(nodes)
