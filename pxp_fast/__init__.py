@@ -14,6 +14,7 @@ from .masks import apply_mask, masked
 from .plan import Plan, plan
 from .scores import Scores
 from .scoring import score
+from .tasks import Task, random_task
 from .units import ParameterSlice, UnitGroup
 from .version import __version__
 
@@ -26,6 +27,7 @@ __all__ = [
     "Plan",
     "PxpError",
     "Scores",
+    "Task",
     "UnitGroup",
     "__version__",
     "apply_mask",
@@ -33,6 +35,7 @@ __all__ = [
     "evaluate",
     "masked",
     "plan",
+    "random_task",
     "score",
     "sweep",
 ]
