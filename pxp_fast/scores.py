@@ -40,6 +40,7 @@ class ScoresHeader(pydantic.BaseModel, extra="forbid", frozen=True):
     data: dict | None = None
     versions: dict[str, str]
     units: tuple[UnitGroup, ...]
+    until_stable: dict | None = None
 
 
 @dataclasses.dataclass(frozen=True)
