@@ -165,7 +165,7 @@ def stability(
 
 def overlap(first: Tensor, second: Tensor) -> float:
     """The fraction of the units removed (bool ``[U]``) that are removed in both of two plans for equally many."""
-    return float((first & second).sum() / first.sum().clamp(min=1))
+    return int((first & second).sum()) / max(int(first.sum()), 1)
 
 
 def kendall_tau(first: Tensor, second: Tensor) -> float:

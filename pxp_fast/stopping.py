@@ -57,6 +57,18 @@ class UntilStable:
             raise PxpError(f"checks is {self.checks} and every {self.every}; both must be 1 or more")
 
 
+def in_words(record: dict, images: int) -> str:
+    """What a header's record says, of so many images that were there to score."""
+    rates = " and ".join(f"{rate:.0%}" for rate in record["rates"])
+    rule = (
+        f"at {rates} at least {record['overlap']:.0%} of the units removed are those that half of the images remove, "
+        f"{record['checks']} checks running"
+    )
+    if record["stable"]:
+        return f"scoring stopped after {record['images']} of {images} images: {rule}"
+    return f"all {record['images']} images scored, and the plan was not yet stable (stable: {rule})"
+
+
 class Watch:
     """Looks at running totals and says when they are stable.
 
