@@ -38,7 +38,8 @@ class SampleTables:
     def __init__(self, units: int, dtype: torch.dtype, expected: int | None = None) -> None:
         self.samples = 0
         self.dtype = dtype
-        self._rows = torch.empty(expected or _AT_ONCE, 2, units, dtype=dtype)
+        with torch.inference_mode(False):
+            self._rows = torch.empty(expected or _AT_ONCE, 2, units, dtype=dtype)
         self._arriving: deque[tuple[Tensor, Tensor, torch.cuda.Event]] = deque()
 
     def add(self, table: Tensor) -> None:

@@ -41,6 +41,9 @@ def test_batches_change_scores_of_some_images_by_rounding_alone():
     torch.testing.assert_close(whole.for_samples(indices).totals, alone.totals, rtol=1e-12, atol=1e-16)
     assert torch.equal(whole.sample_labels, labels)
     assert torch.equal(whole.totals, whole.for_samples(range(11)).totals)
+    with torch.inference_mode():
+        again = pxp.score(model, [(images, labels)] * 30, per_sample=True)  # more than room was made for
+    assert len(again.sample_table) == 330 and not again.sample_table.is_inference()
     table = Relevance(model, images).run(images, labels)
     torch.testing.assert_close(whole.sample_table, table.transpose(0, 1), rtol=1e-11, atol=1e-16)
 
