@@ -14,6 +14,9 @@ from .masks import apply_mask, masked
 from .plan import Plan, plan
 from .scores import Scores
 from .scoring import score
+from .stability import Stability, balanced_order, stability
+from .stopping import UntilStable
+from .tasks import Task, random_task
 from .units import ParameterSlice, UnitGroup
 from .version import __version__
 
@@ -26,13 +29,19 @@ __all__ = [
     "Plan",
     "PxpError",
     "Scores",
+    "Stability",
+    "Task",
+    "UntilStable",
     "UnitGroup",
     "__version__",
     "apply_mask",
     "attribute",
+    "balanced_order",
     "evaluate",
     "masked",
     "plan",
+    "random_task",
     "score",
+    "stability",
     "sweep",
 ]

@@ -65,7 +65,9 @@ def run(
     order: o.Order = "least", scope: o.Scope = "kind", magnitude: o.Magnitude = True, absolute: o.Absolute = "pxp",
     random_seeds: o.RandomSeeds = 5, heatmaps: o.HeatMapCount = 6, device: o.Device = "auto",
     dtype: o.Dtype = "float32", exact: o.Exact = False, graph: o.Graph = True, batch_size: o.BatchSize = 32,
-    workers: o.Workers = None, per_class: o.PerClass = False,
+    workers: o.Workers = None, per_class: o.PerClass = False, per_sample: o.PerSample = False,
+    task_classes: o.TaskClasses = None, task_seed: o.TaskSeed = 0, task_mode: o.TaskMode = None,
+    until_stable: o.UntilStable = None, stable_overlap: o.StableOverlap = 0.95,
 ) -> None:  # fmt: skip
     """Score, plan, prune, judge and report, in one go.
 
@@ -94,6 +96,8 @@ def score(
     initial: o.Initial = "one",
     per_class: o.PerClass = False, device: o.Device = "auto", dtype: o.Dtype = "float32", exact: o.Exact = False,
     graph: o.Graph = True, batch_size: o.BatchSize = 32, workers: o.Workers = None,
+    per_sample: o.PerSample = False, task_classes: o.TaskClasses = None, task_seed: o.TaskSeed = 0,
+    task_mode: o.TaskMode = None, until_stable: o.UntilStable = None, stable_overlap: o.StableOverlap = 0.95,
 ) -> None:  # fmt: skip
     """Measure the relevance of every unit; leaves scores.safetensors in --out.
 
@@ -134,6 +138,8 @@ def evaluate(
     samples_per_class: o.JudgingSamples = None, classes: o.Classes = None, allow_fewer: o.AllowFewer = False,
     seed: o.Seed = 0, device: o.Device = "auto", dtype: o.Dtype = "float32", batch_size: o.BatchSize = 32,
     workers: o.Workers = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Print the accuracy of every class too.")] = False,
+    task_classes: o.TaskClasses = None, task_seed: o.TaskSeed = 0, task_mode: o.TaskMode = None,
 ) -> None:  # fmt: skip
     """Measure accuracy, of the network as it is or pruned by a plan.
 
@@ -154,6 +160,7 @@ def sweep(
     classes: o.Classes = None, allow_fewer: o.AllowFewer = False, seed: o.Seed = 0, order: o.Order = "least",
     scope: o.Scope = "kind", units: o.Units = None, magnitude: o.Magnitude = True, absolute: o.Absolute = "pxp",
     device: o.Device = "auto", dtype: o.Dtype = "float32", batch_size: o.BatchSize = 32, workers: o.Workers = None,
+    task_classes: o.TaskClasses = None, task_seed: o.TaskSeed = 0, task_mode: o.TaskMode = None,
     out: Annotated[Path | None, typer.Option(help="Folder for sweep.json; by default none.", metavar="DIR")] = None,
 ) -> None:  # fmt: skip
     """Measure accuracy at every pruning rate, from one scoring.
@@ -168,6 +175,27 @@ def sweep(
     from . import commands
 
     typer.echo(commands.sweep(scores, config, out))
+
+
+@app.command()
+def stability(
+    scores: o.ScoresFile, rate: o.Rate = 0.3,
+    sizes: Annotated[
+        str | None, typer.Option(help="Images per class. Default: 1, 2, 5, 10 ... as far as they last.", metavar="LIST")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Subsets of each size.", min=1)] = 20,
+    units: o.Units = None, scope: o.Scope = "kind", magnitude: o.Magnitude = True, absolute: o.Absolute = "pxp",
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: beside the scores.")] = None,
+) -> None:  # fmt: skip
+    """See how many images a plan needs, from scores made with --per-sample; leaves stability.json and stability.svg.
+
+    Example: pxp-fast stability vgg16 --rate 0.3
+    """
+    values = {"units": units, "rate": rate, "scope": scope, "magnitude": magnitude, "absolute": absolute}
+    config = _config(model="", data="", **values)
+    from . import commands
+
+    typer.echo(commands.stability(scores, config, o.counts(sizes, "--sizes"), seeds, out))
 
 
 @app.command()
@@ -235,9 +263,9 @@ def _config(**values: Any) -> RunConfig:
 
     from .config import RunConfig
 
-    for name in ("classes", "units"):
+    for name in ("classes", "units", "until_stable"):
         if name in values:
-            values[name] = o.words(values[name], f"--{name}")
+            values[name] = o.words(values[name], f"--{name.replace('_', '-')}")
     if "checkpoint_kwargs" in values:
         values["checkpoint_kwargs"] = o.json_object(values["checkpoint_kwargs"])
     try:

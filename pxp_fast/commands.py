@@ -12,30 +12,45 @@ import torch
 from . import progress
 from . import report as pages
 from .config import RunConfig
-from .data import used_among
+from .data import Images, used_among
 from .errors import ScoresError
-from .evaluate import evaluate as judge
+from .evaluate import Evaluation
+from .evaluate import evaluate_plans as judge_plans
 from .evaluate import sweep as judge_every_rate
 from .files import atomic_write
 from .heatmaps import HeatMaps
 from .loader import Loader
-from .masks import masked
 from .models import LoadedModel, load
 from .plan import Plan
 from .plan import plan as make_plan
 from .report.words import percent
 from .results import Hits, Results
-from .run import RunResult, autocast, check_writable, curve_record, engine_notes, plan_options, run, torch_device
+from .run import (
+    RunResult,
+    autocast,
+    check_writable,
+    curve_record,
+    engine_notes,
+    plan_options,
+    run,
+    stopping,
+    torch_device,
+)
 from .scores import Scores
 from .scoring import score as measure
-from .selection import judging, record_images, scored_paths, scoring
+from .selection import for_task, interleaved, judging, record_images, scored_paths, scoring, task_of
+from .stability import stability as study
+from .stopping import in_words
 
 
 def score(config: RunConfig) -> str:
     """Score; returns the path of the file."""
     check_writable(config.out)
     loaded, device = _prepare(config)
-    images = scoring(config, loaded)
+    chosen, task = task_of(config, loaded)
+    loaded, images = for_task(task, loaded, scoring(chosen, loaded))
+    if config.until_stable:
+        images = interleaved(images, config.seed)
     with engine_notes() as notes:
         scores = measure(
             loaded.model,
@@ -47,13 +62,20 @@ def score(config: RunConfig) -> str:
             dtype=getattr(torch, config.dtype),
             exact=config.exact,
             per_class=config.per_class,
+            per_sample=config.per_sample,
+            until_stable=stopping(config),
             graph=config.graph,
             model_name=loaded.name,
             progress=progress.tracker(),
         )
     path = config.out / "scores.safetensors"
-    record_images(scores, images, config).save(path)
-    return "\n".join([f"{scores.samples} images scored{_skipped(images.skipped)}", *notes, str(path)])
+    record_images(scores, images, config, task).save(path)
+    lines = [f"{scores.samples} images scored{_skipped(images.skipped)}", *notes]
+    if scores.header.until_stable is not None:
+        lines.append(in_words(scores.header.until_stable, len(images)))
+    if scores.sample_table is not None:
+        lines.append(f"the scores of every image take {scores.sample_table.nbytes / 1e6:.1f} MB of it")
+    return "\n".join([*lines, str(path)])
 
 
 def plan(scores: Path, config: RunConfig, out: Path | None) -> str:
@@ -79,21 +101,22 @@ def evaluate(config: RunConfig, plan_path: Path | None) -> str:
     """Judge; returns the accuracy as a line."""
     plan_ = None if plan_path is None else Plan.load(_inside(plan_path, "plan.json"), model_name=config.model)
     loaded, _ = _prepare(config)
-    images = judging(config, loaded)
+    chosen, task = task_of(config, loaded)
+    loaded, images = for_task(task, loaded, judging(chosen, loaded))
     loader = Loader(images, config.batch_size, config.workers)
-    track = progress.tracker()
-    if plan_ is None:
-        found, what = judge(loaded.model, loader, dtype=autocast(config), progress=track), "unpruned"
-    else:
-        with masked(loaded.model, plan_):
-            found = judge(loaded.model, loader, dtype=autocast(config), progress=track)
+    plans = [None, plan_] if plan_ is not None and config.per_class else [plan_]
+    every = judge_plans(loaded.model, plans, loader, dtype=autocast(config), progress=progress.tracker())
+    found, what = every[-1], "unpruned"
+    if plan_ is not None:
         what = f"with {plan_.removed_count} of {plan_.total_count} units removed"
     hits = Hits(correct=found.correct, total=found.total)
     low, high = hits.interval
-    return (
+    lines = [_class_line(name, accuracies) for name, accuracies in _by_class(every, images)] if config.per_class else []
+    lines.append(
         f"accuracy {what}: {percent(hits.accuracy, 2)} ({hits.correct} of {hits.total} images right; "
         f"95\u202f% interval {percent(low)} to {percent(high)}){_skipped(images.skipped)}"
     )
+    return "\n".join(lines)
 
 
 def sweep(scores: Path, config: RunConfig, out: Path | None) -> str:
@@ -103,7 +126,8 @@ def sweep(scores: Path, config: RunConfig, out: Path | None) -> str:
     found = Scores.load(_scores_path(scores), model_name=config.model)
     loaded, _ = _prepare(config)
     scored = scored_paths(found)
-    images = judging(config, loaded, scored)
+    chosen, task = task_of(config, loaded)
+    loaded, images = for_task(task, loaded, judging(chosen, loaded, scored))
     curve = judge_every_rate(
         loaded.model,
         found,
@@ -128,7 +152,36 @@ def sweep(scores: Path, config: RunConfig, out: Path | None) -> str:
     lines.append(f"A_PR {record.a_pr:.4f}, Top-PR {record.top_pr:.0%}, {read} images{_skipped(images.skipped)}")
     if shared:
         lines.append(f"{shared} of the {read} images that judge also scored: the accuracy is that of images seen")
+    recorded = (found.header.data or {}).get("task")
+    if recorded is not None and (task is None or recorded != task.describe()):
+        lines.append(f"the scores are of a task of classes {recorded['classes']}, and another one was judged here")
     return "\n".join(lines)
+
+
+def stability(scores: Path, config: RunConfig, sizes: tuple[int, ...], seeds: int, out: Path | None) -> str:
+    """Compare plans from parts of the images; returns a table and the paths of the files."""
+    path = _scores_path(scores)
+    found = study(
+        Scores.load(path),
+        config.rate,
+        sizes or None,
+        seeds,
+        units=config.units or None,
+        progress=progress.tracker(),
+        **plan_options(config),
+    )
+    place = out or path.parent
+    with atomic_write(place / "stability.json") as temporary:
+        temporary.write_text(json.dumps(found.describe(), indent=1) + "\n", encoding="utf-8")
+    found.save_figure(place / "stability.svg")
+    lines = ["per class  images  overlap (95 % interval)  Kendall's tau (95 % interval)"]
+    for size, images, *measures in zip(found.sizes, found.images, found.overlap, found.tau, strict=True):
+        shown = [f"{m.mean:7.3f} ({m.low:.3f} to {m.high:.3f})" for m in measures]
+        lines.append(f"{size:9d}  {images:6d}  {shown[0]:23s}  {shown[1]}")
+    lines.append(
+        f"{seeds} subsets of each size beside all {found.full} images, removing {config.rate:.0%} of the units"
+    )
+    return "\n".join([*lines, str(place / "stability.json"), str(place / "stability.svg")])
 
 
 def report(folders: list[Path], out: Path | None) -> str:
@@ -174,6 +227,19 @@ def _prepare(config: RunConfig) -> tuple[LoadedModel, torch.device]:
     loaded = load(config.model, weights=config.weights, checkpoint_kwargs=config.checkpoint_kwargs)
     loaded.model.to(device)
     return loaded, device
+
+
+def _by_class(found: list[Evaluation], images: Images) -> list[tuple[str, list[tuple[int, int]]]]:
+    """The name of every class, and of each evaluation how many of its images are right, and how many there are."""
+    return [
+        (images.class_names.get(label, str(label)), [one.per_class[label] for one in found])
+        for label in found[0].per_class
+    ]
+
+
+def _class_line(name: str, found: list[tuple[int, int]]) -> str:
+    shown = " -> ".join(percent(right / total) for right, total in found)
+    return f"{name}: {shown} of {found[0][1]} images"
 
 
 def _scores_path(path: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -22,7 +22,13 @@ class RunConfig(BaseModel):
     val : a folder whose images judge; None: the images of `data` that do not score.
     samples_per_class : images of each class that score; 0: all, which needs `val`.
     eval_samples_per_class : images of each class that judge; None: all.
+    task_classes : draw so many of the classes at random, by `task_seed`, and use these alone; None: all.
+    task_mode : restrict the network to the classes used: "slice" its classifier, or "zero" the other logits; None:
+        "slice" with `task_classes`, else leave the network as it is.
     per_class : keep the scores of every class as well.
+    per_sample : keep the scores of every image as well.
+    until_stable : stop scoring when the plan at these rates no longer changes; none: score all images.
+    stable_overlap : the fraction of the units removed that must stay the same for that.
     graph : on a GPU, record the scoring of a batch once and replay it.
     rate : the fraction of the units that the plan removes, in [0, 1).
     random_seeds : random orders that the curve is compared with.
@@ -41,12 +47,18 @@ class RunConfig(BaseModel):
     eval_samples_per_class: int | None = Field(None, ge=1)
     allow_fewer: bool = False
     classes: tuple[str, ...] = ()
+    task_classes: int | None = Field(None, ge=1)
+    task_seed: int = Field(0, ge=0)
+    task_mode: Literal["slice", "zero"] | None = None
     seed: int = Field(0, ge=0)
     device: str = "auto"
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     exact: bool = False
     initial: Literal["one", "logit", "bounded"] = "one"
     per_class: bool = False
+    per_sample: bool = False
+    until_stable: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    stable_overlap: float = Field(0.95, gt=0, le=1)
     graph: bool = True
     batch_size: int = Field(32, ge=1)
     workers: int | None = Field(None, ge=0)
@@ -86,5 +98,5 @@ class RunConfig(BaseModel):
             elif isinstance(value, dict):
                 words += [option, json.dumps(value)]
             else:
-                words += [option, ",".join(value) if isinstance(value, tuple) else str(value)]
+                words += [option, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
         return shlex.join(words)

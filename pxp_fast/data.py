@@ -121,8 +121,7 @@ def image_folder(
         class with too few images.
     """
     root = Path(root)
-    folders = label_folders(root, _subfolders(root), model.num_classes)
-    folders = match_classes(root, folders, classes)
+    folders = match_classes(root, class_folders(root, model), classes)
     samples: list[Sample] = []
     spares: dict[int, list[Sample]] = {}
     for folder, label in sorted(folders.items(), key=lambda pair: pair[1]):
@@ -130,6 +129,11 @@ def image_folder(
         chosen, spares[label] = choose(found, folder, str(root), samples_per_class, seed, allow_fewer, leave_out)
         samples += chosen
     return Images(str(root), samples, {label: folder for folder, label in folders.items()}, model.preprocess, spares)
+
+
+def class_folders(root: Path, model: LoadedModel) -> dict[str, int]:
+    """The sub-folders of `root` and their labels. Raises DataError as :func:`image_folder` does."""
+    return label_folders(root, _subfolders(root), model.num_classes)
 
 
 def demo_images(

@@ -42,6 +42,16 @@ class Evaluation:
         """In [0, 1]."""
         return self.correct / self.total
 
+    @property
+    def class_accuracy(self) -> dict[int, float]:
+        """Of each label met, in [0, 1]."""
+        return {label: correct / total for label, (correct, total) in self.per_class.items()}
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """The mean of the classes' accuracies, in [0, 1]: every class counts alike, however many images it has."""
+        return sum(self.class_accuracy.values()) / len(self.per_class)
+
 
 @dataclasses.dataclass(frozen=True)
 class Curve:

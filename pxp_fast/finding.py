@@ -63,14 +63,14 @@ def find_units(captured: Captured, kinds: tuple[str, ...] | None = None) -> list
         A unit layer's output does not hold the samples in a dimension of its own.
     """
     wanted = KINDS if kinds is None else kinds
-    classifiers = _classifiers(captured)
+    last = classifiers(captured)
     heads = {node: group for node in captured.nodes() if (group := heads_of(captured, node)) is not None}
     attends = any(packet(node) in ATTENTION for node in captured.nodes())
     by_node: dict[fx.Node, Site | None] = {}
     if "head" in wanted:
         by_node = {node: Site(group, node, 0, scale=0.5) for node, group in heads.items()}
     for node in captured.nodes():
-        if node in classifiers:
+        if node in last:
             continue
         if node.target in CONVOLUTIONS and "filter" in wanted and not (attends and _embeds_patches(captured, node)):
             by_node[node] = _weighted(captured, node, "filter")
@@ -181,7 +181,7 @@ def _embeds_patches(captured: Captured, node: fx.Node) -> bool:
     return node.args[0] is captured.images and max(kernel) > 1 and stride * (len(kernel) // len(stride)) == kernel
 
 
-def _classifiers(captured: Captured) -> set[fx.Node]:
+def classifiers(captured: Captured) -> set[fx.Node]:
     """The layers whose outputs are the classes: met first on the way up from the logits, through what keeps classes."""
     found, seen, pending = set(), set(), [captured.logits]
     while pending:

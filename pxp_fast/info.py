@@ -15,6 +15,7 @@ from .ops import _library
 _OPTIONAL = {
     "torchvision": ("models", "models from torchvision (torchvision:NAME) cannot be loaded"),
     "timm": ("models", "models from timm (timm:NAME) cannot be loaded"),
+    "scipy": ("studies", "no stability of scores (pxp-fast stability)"),
     "matplotlib": ("report", "no plots in reports"),
     "jinja2": ("report", "no report pages"),
 }

@@ -36,6 +36,14 @@ def words(text: str | None, option: str) -> tuple[str, ...]:
     return parts
 
 
+def counts(text: str | None, option: str) -> tuple[int, ...]:
+    """The comma list of whole numbers given for `option`; none where it is not given."""
+    parts = words(text, option)
+    if bad := [part for part in parts if not part.isdecimal() or not int(part)]:
+        raise typer.BadParameter(f"{bad[0]!r} is no whole number above 0", param_hint=option)
+    return tuple(map(int, parts))
+
+
 _INPUT, _CHOICE, _MACHINE = "Network and images", "What is removed", "Machine"
 
 Model = Annotated[
@@ -80,6 +88,23 @@ JudgingSamples = Annotated[
 Classes = Annotated[
     str | None,
     typer.Option(help="Labels or folder names to use, separated by commas.", metavar="LIST", rich_help_panel=_INPUT),
+]
+TaskClasses = Annotated[
+    int | None,
+    typer.Option(
+        help="Draw so many classes at random, and prune for these alone (see --task-mode).",
+        min=1,
+        rich_help_panel=_INPUT,
+    ),
+]
+TaskSeed = Annotated[int, typer.Option(help="Which classes --task-classes draws.", min=0, rich_help_panel=_INPUT)]
+TaskMode = Annotated[
+    Literal["slice", "zero"] | None,
+    typer.Option(
+        help="Restrict the network to the classes used: slice its classifier, or zero the other logits as PXP does. "
+        "Default: slice with --task-classes, else neither.",
+        rich_help_panel=_INPUT,
+    ),
 ]
 AllowFewer = Annotated[
     bool, typer.Option("--allow-fewer", help="Accept classes with fewer images than asked.", rich_help_panel=_INPUT)
@@ -137,6 +162,29 @@ Initial = Annotated[
 PerClass = Annotated[
     bool,
     typer.Option("--per-class/--no-per-class", help="Keep the scores of every class as well.", rich_help_panel=_CHOICE),
+]
+PerSample = Annotated[
+    bool,
+    typer.Option(
+        "--per-sample/--no-per-sample",
+        help="Keep the scores of every image as well: 8 bytes per image and unit.",
+        rich_help_panel=_CHOICE,
+    ),
+]
+UntilStable = Annotated[
+    str | None,
+    typer.Option(
+        help="Score images in balanced order, and stop when the plan at these rates no longer changes.",
+        metavar="RATES",
+        rich_help_panel=_CHOICE,
+    ),
+]
+StableOverlap = Annotated[
+    float,
+    typer.Option(
+        help="Fraction of the units removed that must then be those of half the images.",
+        rich_help_panel=_CHOICE,
+    ),
 ]
 Graph = Annotated[
     bool,

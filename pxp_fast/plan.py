@@ -147,7 +147,33 @@ def plan(
     -----
     Ties go to the unit that comes first: by layer in execution order, then by index.
     """
-    for name, value, allowed in (("order", order, ORDERS), ("scope", scope, SCOPES), ("norm", norm, NORMS)):
+    if norm not in NORMS:
+        raise PlanError(f"norm is {norm!r}; choose one of {', '.join(NORMS)}")
+    options = {"units": units, "scope": scope, "order": order, "seed": seed}
+    kinds = _kinds(scores, units)
+    removed = removed_units(scores, rate, **options, magnitude=magnitude, absolute=absolute)
+    parts = torch.split(removed, [group.count for group in scores.units])
+    groups = tuple(
+        PlannedGroup(**_fields(group), removed=tuple(part.nonzero().flatten().tolist()))
+        for group, part in zip(scores.units, parts, strict=True)
+        if group.kind in kinds
+    )
+    return Plan(model=scores.header.model, rate=rate, order=order, scope=scope, seed=seed, norm=norm, groups=groups)
+
+
+def removed_units(
+    scores: Scores,
+    rate: float,
+    *,
+    units: Iterable[str] | None = None,
+    scope: str = "kind",
+    order: str = "least",
+    seed: int = 0,
+    magnitude: bool = True,
+    absolute: str = "pxp",
+) -> Tensor:
+    """Which units :func:`plan` would remove, bool ``[U]``; options as there."""
+    for name, value, allowed in (("order", order, ORDERS), ("scope", scope, SCOPES)):
         if value not in allowed:
             raise PlanError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")
     if not 0 <= rate < 1:
@@ -161,13 +187,7 @@ def plan(
     for ranked in [kinds] if scope == "global" else [[kind] for kind in kinds]:
         among = torch.isin(kind_of, torch.tensor([KINDS.index(kind) for kind in ranked])).nonzero().flatten()
         removed[among] = ops.select(values[among], int(len(among) * rate), largest=order == "most")
-    parts = torch.split(removed, [group.count for group in scores.units])
-    groups = tuple(
-        PlannedGroup(**_fields(group), removed=tuple(part.nonzero().flatten().tolist()))
-        for group, part in zip(scores.units, parts, strict=True)
-        if group.kind in kinds
-    )
-    return Plan(model=scores.header.model, rate=rate, order=order, scope=scope, seed=seed, norm=norm, groups=groups)
+    return removed
 
 
 def _kinds(scores: Scores, units: Iterable[str] | None) -> list[str]:

@@ -86,13 +86,28 @@ class LayerRecord(_Record):
 
 
 class ClassRecord(_Record):
-    """One class before and after the cut."""
+    """One class before and after the cut: images classified right, of `total`."""
 
     label: int
     name: str
     before: int
     after: int
     total: int
+
+    @property
+    def accuracy_before(self) -> float:
+        return self.before / self.total if self.total else 0.0
+
+    @property
+    def accuracy_after(self) -> float:
+        return self.after / self.total if self.total else 0.0
+
+
+class TaskRecord(_Record):
+    """The classes, of the whole network's, that it was restricted to; see :class:`pxp_fast.Task`."""
+
+    classes: tuple[int, ...]
+    mode: Literal["slice", "zero"]
 
 
 class SkippedRecord(_Record):
@@ -139,6 +154,8 @@ class Results(_Record):
     notes: tuple[str, ...]
     seconds: dict[str, float]
     environment: dict[str, str]
+    task: TaskRecord | None = None
+    until_stable: dict[str, Any] | None = None
 
     def curve(self, order: str) -> CurveRecord | None:
         """The first curve of an order, None without one."""

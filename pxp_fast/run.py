@@ -29,10 +29,21 @@ from .plan import Plan
 from .plan import plan as make_plan
 from .progress import Track, silent
 from .report.words import percent
-from .results import ClassRecord, CurveRecord, DataRecord, Hits, LayerRecord, ModelRecord, Results, SkippedRecord
+from .results import (
+    ClassRecord,
+    CurveRecord,
+    DataRecord,
+    Hits,
+    LayerRecord,
+    ModelRecord,
+    Results,
+    SkippedRecord,
+    TaskRecord,
+)
 from .scores import Scores
 from .scoring import score
-from .selection import record_images, scoring_and_judging
+from .selection import for_task, interleaved, read_by, record_images, scoring_and_judging, task_of
+from .stopping import UntilStable, in_words
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,10 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
     device, dtype = torch_device(config.device), getattr(torch, config.dtype)
     with _timed(seconds, "load"):
         loaded = load(config.model, weights=config.weights, checkpoint_kwargs=config.checkpoint_kwargs)
-        reference, evaluation = scoring_and_judging(config, loaded)
+        chosen, task = task_of(config, loaded)
+        loaded, reference, evaluation = for_task(task, loaded, *scoring_and_judging(chosen, loaded))
+        if config.until_stable:
+            reference = interleaved(reference, config.seed)
     network = loaded.model.to(device)
     shared = data.shared_images(reference, evaluation)
     say(
@@ -86,11 +100,13 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
             dtype=dtype,
             exact=config.exact,
             per_class=config.per_class,
+            per_sample=config.per_sample,
+            until_stable=stopping(config),
             graph=config.graph,
             model_name=loaded.name,
             progress=track,
         )
-        scores = record_images(scores, reference, config)
+        scores = record_images(scores, reference, config, task)
         scores.save(config.out / "scores.safetensors")
     with _timed(seconds, "plan"):
         plan = make_plan(scores, config.rate, order=config.order, seed=config.seed, **plan_options(config))
@@ -107,7 +123,8 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
         maps = explain(loaded, plan, evaluation, config.heatmaps, config.composite)
         maps.save(config.out / "heatmaps.safetensors")
 
-    shared = data.shared_images(reference, evaluation)  # again: images that cannot be read had stand-ins
+    # Again: images that cannot be read had stand-ins, and scoring may have stopped early.
+    shared = data.shared_images(read_by(scores, reference), evaluation)
     skipped = {path: reason for part in (reference, evaluation) for path, reason in part.skipped}
     results = Results(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -125,9 +142,11 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
         curves=curves,
         layers=_layers(plan),
         classes=_classes(before, after, evaluation),
+        task=None if task is None else TaskRecord(**task.describe()),
+        until_stable=scores.header.until_stable,
         heatmaps=maps.records,
         skipped=tuple(SkippedRecord(path=path, reason=reason) for path, reason in skipped.items()),
-        notes=tuple(_notes(loaded, shared, fallbacks, before)),
+        notes=tuple(_notes(loaded, shared, fallbacks, before, scores, len(reference))),
         seconds={step: round(spent, 3) for step, spent in seconds.items()},
         environment=environment.describe(device),
     )
@@ -185,6 +204,13 @@ def engine_notes() -> Iterator[list[str]]:
     lines = (str(warning.message) for warning in caught)
     ours = (line for line in lines if line.startswith(("no relevance rule", "no CUDA graph")))
     notes += dict.fromkeys(f"{line[0].upper()}{line[1:]}." for line in ours)
+
+
+def stopping(config: RunConfig) -> UntilStable | None:
+    """When scoring is to stop early; None: never."""
+    if not config.until_stable:
+        return None
+    return UntilStable(config.until_stable, config.stable_overlap, units=config.units or None, **plan_options(config))
 
 
 def plan_options(config: RunConfig) -> dict[str, object]:
@@ -274,7 +300,9 @@ def _classes(before: Evaluation, after: Evaluation, images: data.Images) -> tupl
     )
 
 
-def _notes(loaded: LoadedModel, shared: int, fallbacks: list[str], before: Evaluation) -> Iterator[str]:
+def _notes(
+    loaded: LoadedModel, shared: int, fallbacks: list[str], before: Evaluation, scores: Scores, chosen: int
+) -> Iterator[str]:
     """What a reader must know before believing the numbers."""
     if loaded.weights == "random":
         yield "The network has random weights: these numbers say nothing about a trained one. Give --weights."
@@ -289,4 +317,7 @@ def _notes(loaded: LoadedModel, shared: int, fallbacks: list[str], before: Evalu
             f"Only {before.total} images judge: the unpruned accuracy is known to lie between {percent(low)} and "
             f"{percent(high)} (95\u202f% confidence), and differences within that range mean little."
         )
+    if scores.header.until_stable is not None:
+        words = in_words(scores.header.until_stable, chosen)
+        yield f"{words[0].upper()}{words[1:]}."
     yield from fallbacks

@@ -18,9 +18,11 @@ from torch import Tensor
 from . import ops
 from .errors import PxpError, ScoresError
 from .files import atomic_write
+from .scores_samples import for_classes, for_samples, unfit
 from .units import UnitGroup
 
 ABSOLUTES = ("pxp", "token", "sample")
+_OPTIONAL = ("class_totals", "class_samples", "sample_table", "sample_labels")
 
 
 class ScoresHeader(pydantic.BaseModel, extra="forbid", frozen=True):
@@ -38,6 +40,7 @@ class ScoresHeader(pydantic.BaseModel, extra="forbid", frozen=True):
     data: dict | None = None
     versions: dict[str, str]
     units: tuple[UnitGroup, ...]
+    until_stable: dict | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +60,19 @@ class Scores:
         Their sum over the classes is `totals` but for rounding: samples were added in another order.
     class_samples
         ``[classes]`` int64, how many samples each class had; given where `class_totals` is.
+    sample_table
+        ``[N, 2, U]`` float32 (float64 if that was computed in) on the CPU, or None if it was not asked for: of every
+        sample, in the order in which they scored, each unit's signed relevance and its sum of absolute values.
+    sample_labels
+        ``[N]`` int64, the label of every sample; given where `sample_table` is.
     """
 
     header: ScoresHeader
     totals: Tensor
     class_totals: Tensor | None = None
     class_samples: Tensor | None = None
+    sample_table: Tensor | None = None
+    sample_labels: Tensor | None = None
 
     @property
     def units(self) -> tuple[UnitGroup, ...]:
@@ -104,14 +114,16 @@ class Scores:
     def for_classes(self, keep: Iterable[int]) -> Scores:
         """The scores over the samples of some classes alone, as if the others had not been in the reference set.
 
-        They equal what scoring these samples gives, but for rounding, and carry no totals per class. The header's
-        `data` gains an entry ``for_classes``.
+        They equal what scoring these samples gives, but for rounding. They carry no totals per class, but a
+        `sample_table` where only that tells classes apart. The header's `data` gains an entry ``for_classes``.
 
         Raises
         ------
         ScoresError
             There are no totals per class, or not of all these classes.
         """
+        if self.class_totals is None and self.sample_labels is not None:
+            return for_classes(self, keep)
         if self.class_totals is None or self.class_samples is None:
             raise ScoresError(
                 "these scores do not tell classes apart; score again with per_class=True (pxp-fast score --per-class)"
@@ -134,13 +146,35 @@ class Scores:
         )
         return Scores(header, self.class_totals[chosen].sum(0))
 
+    def for_samples(self, indices: Iterable[int]) -> Scores:
+        """The scores over some of the samples alone, as if they had been the whole reference set.
+
+        Totals are those that scoring these samples in this order gives, bit for bit where they come in the same
+        batches, and so are the totals per class if there are any here. The header's `data` gains an entry
+        ``for_samples``, and its ``paths``, where it has one for every sample, become those of these.
+
+        Parameters
+        ----------
+        indices
+            Positions in the order in which samples scored, ``0 ... N - 1``; one that comes twice counts twice.
+
+        Raises
+        ------
+        ScoresError
+            There is no `sample_table`, or a position is not in it.
+        """
+        return for_samples(self, indices)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file with the header in its metadata; replaced atomically."""
         metadata = {"pxp_fast": self.header.model_dump_json()}
-        tensors = {name: getattr(self, name) for name in ("totals", "class_totals", "class_samples")}
+        tensors = {name: getattr(self, name) for name in ("totals", *_OPTIONAL)}
         present = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
         with atomic_write(path) as temporary:
-            temporary.write_bytes(safetensors.torch.save(present, metadata))
+            try:
+                safetensors.torch.save_file(present, temporary, metadata)  # straight from memory: tables are large
+            except safetensors.SafetensorError as error:
+                raise OSError(str(error)) from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model_name: str | None = None) -> Scores:
@@ -156,8 +190,8 @@ class Scores:
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 header = ScoresHeader.model_validate_json((file.metadata() or {})["pxp_fast"])
-                by_class = [name for name in ("class_totals", "class_samples") if name in file.keys()]  # noqa: SIM118
-                tensors = {name: file.get_tensor(name) for name in ("totals", *by_class)}
+                present = [name for name in _OPTIONAL if name in file.keys()]  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in ("totals", *present)}
         except (
             safetensors.SafetensorError,
             KeyError,
@@ -181,6 +215,8 @@ class Scores:
                 f"{path} holds totals {self.totals.dtype} {list(self.totals.shape)}; its header calls for float64 "
                 f"[4, {count}]"
             )
+        if (wrong := unfit(self)) is not None:
+            raise ScoresError(f"{path} holds {wrong}; score again")
         if self.class_totals is None and self.class_samples is None:
             return
         held = self.class_totals, self.class_samples

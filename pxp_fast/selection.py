@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Set
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from .config import RunConfig
-from .data import DemoImages, Images, demo_images, image_folder, split
+from .data import DemoImages, Images, class_folders, demo_images, image_folder, split
 from .errors import DataError
+from .labels import match_classes
 from .models import LoadedModel
 from .scores import Scores
+from .stability import balanced_order
+from .tasks import Task, random_task
 
 
 def scoring_and_judging(config: RunConfig, loaded: LoadedModel) -> tuple[Images, Images]:
@@ -31,6 +37,48 @@ def scoring_and_judging(config: RunConfig, loaded: LoadedModel) -> tuple[Images,
     )
 
 
+def task_of(config: RunConfig, loaded: LoadedModel) -> tuple[RunConfig, Task | None]:
+    """The task that `config` asks for, and `config` with its classes alone; None: the network stays whole."""
+    if config.task_classes is None and config.task_mode is None:
+        return config, None
+    if config.data == "demo":
+        from . import demo
+
+        every, root = {name: label for label, name in enumerate(demo.CLASSES)}, "the demo"
+    else:
+        every, root = class_folders(Path(config.data), loaded), config.data
+    names = match_classes(root, every, config.classes)
+    mode = config.task_mode or "slice"
+    if config.task_classes is None:
+        task = Task(tuple(sorted(names.values())), mode)
+    else:
+        task = random_task(names.values(), config.task_classes, config.task_seed, mode)
+    own = [(name, label) for name, label in names.items() if label in task.classes]
+    # By label, as the folders of the images that judge may have other names; but a name means its folder first.
+    classes = tuple(str(label) if every.get(str(label), label) == label else name for name, label in own)
+    return config.model_copy(update={"classes": classes}), task
+
+
+def for_task(task: Task | None, loaded: LoadedModel, *images: Images) -> tuple[LoadedModel, *tuple[Images, ...]]:
+    """The network restricted to a task, and images with its labels; None: as they are."""
+    if task is None:
+        return loaded, *images
+    model = task.restrict(loaded.model, torch.zeros(1, *loaded.input_size))
+    classes = len(task.classes) if task.mode == "slice" else loaded.num_classes
+    return replace(loaded, model=model, num_classes=classes), *map(task.images, images)
+
+
+def interleaved(images: Images, seed: int) -> Images:
+    """The same images in an order of which every beginning has all classes alike."""
+    order = balanced_order(images.labels, seed)
+    return replace(images, samples=[images.samples[position] for position in order], skipped=[], stand_ins=[])
+
+
+def read_by(scores: Scores, images: Images) -> Images:
+    """Those of the images that scored: the first ones, where scoring stopped early."""
+    return replace(images, samples=images.used[: scores.samples], stand_ins=[])
+
+
 def scoring(config: RunConfig, loaded: LoadedModel) -> Images:
     """The images of ``config.data`` that score; the same ones that a run with these options chooses."""
     if config.data == "demo":
@@ -48,17 +96,24 @@ def judging(config: RunConfig, loaded: LoadedModel, scored: Set[str] = frozenset
     return _folder(config.data, config, loaded, config.eval_samples_per_class, scored)
 
 
-def record_images(scores: Scores, images: Images, config: RunConfig) -> Scores:
-    """`scores` with a description of the images that were read for them, to be called after the pass."""
+def record_images(scores: Scores, images: Images, config: RunConfig, task: Task | None = None) -> Scores:
+    """`scores` with a description of the images that were read for them, to be called after the pass.
+
+    Paths are in the order in which images scored if every image's scores were kept, else sorted.
+    """
     root = images.root if isinstance(images, DemoImages) else os.path.realpath(images.root)
+    used = read_by(scores, images).samples
+    paths = [os.path.relpath(s.path, images.root) if images.on_disk else str(s.path) for s in used]
     data = {
         "root": root,
         "images": len(images),
         "classes": sorted(images.class_names),
         "samples_per_class": config.samples_per_class,
         "seed": config.seed,
-        "paths": sorted(os.path.relpath(s.path, images.root) if images.on_disk else str(s.path) for s in images.used),
+        "paths": paths if scores.sample_table is not None else sorted(paths),
     }
+    if task is not None:
+        data["task"] = task.describe()
     return replace(scores, header=scores.header.model_copy(update={"data": data}))
 
 

@@ -31,6 +31,8 @@ def test_accuracy_counted_by_hand():
     assert (found.correct, found.total) == (3, 5)
     assert found.accuracy == pytest.approx(0.6)
     assert found.per_class == {0: (1, 2), 1: (1, 1), 2: (1, 2)}
+    assert found.class_accuracy == {0: 0.5, 1: 1, 2: 0.5}
+    assert found.balanced_accuracy == pytest.approx(2 / 3)
 
 
 def test_evaluation_uses_evaluation_mode_and_gives_every_flag_back():

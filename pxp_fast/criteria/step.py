@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..scores_samples import SampleTables
 from .lrp import Relevance
 
 LEFT_OUT = -1
@@ -131,6 +132,8 @@ class Step:
         Relevance at the label's logit, see :meth:`pxp_fast.lrp.Program.run`.
     per_class
         Keep the totals of every class as well.
+    tables
+        Takes the table of every batch as well; None: tables are dropped once they are added up.
     recorder
         What repeats a step. A batch size is recorded when it comes for the second time; from then on batches of this
         size or less are computed at this size. None: every batch is computed as it is.
@@ -153,11 +156,13 @@ class Step:
         initial: str = "one",
         *,
         per_class: bool = False,
+        tables: SampleTables | None = None,
         recorder: Recorder | None = None,
         sizes: int = 3,
     ) -> None:
         self.criterion = criterion
         self.initial = initial
+        self.tables = tables
         self.recorder = recorder
         self.sizes = sizes
         self.samples = 0
@@ -183,30 +188,38 @@ class Step:
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             recorded = self._recording(images, labels)
             if recorded is not None:
-                recorded.run(images, labels)
+                table = recorded.run(images, labels)
             else:
                 table = self.add(images, labels, labels)
                 if table.device.type == "cpu":
                     self.criterion.check_finite(table)
-        if self.class_totals is not None:
+            if self.tables is not None:
+                self.tables.add(table)
+        if self.class_totals is not None or self.tables is not None:
             self._labels.append(labels.clone())
         self.samples += len(images)
 
-    def add(self, images: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
+    def add(self, images: Tensor, targets: Tensor, counted: Tensor, keep: Tensor | None = None) -> Tensor:
         """Add to the totals the samples that `counted`, their labels, does not leave out; returns their table.
 
-        This is what is recorded: the work of a device, of which the host sees nothing.
+        This is what is recorded: the work of a device, of which the host sees nothing. Memory that it takes for
+        itself may serve something else afterwards, so a table that is to last is copied into `keep`.
         """
         table = self.criterion.program.compute(images, targets, self.initial)
         ops.accumulate_(self.totals, table, counted)
         if self.class_totals is not None:
             ops.accumulate_(self.class_totals, table, counted)
+        if keep is not None:
+            keep.copy_(table)
         return table
 
     def class_samples(self) -> Tensor:
         """How many samples of every class there have been, ``[classes]`` int64 on the CPU."""
-        labels = torch.cat(self._labels).cpu() if self._labels else torch.empty(0, dtype=torch.int64)
-        return torch.bincount(labels, minlength=self.criterion.num_classes)
+        return torch.bincount(self.labels(), minlength=self.criterion.num_classes)
+
+    def labels(self) -> Tensor:
+        """The label of every sample, ``[N]`` int64 on the CPU; known where classes or samples are kept apart."""
+        return torch.cat(self._labels).cpu() if self._labels else torch.empty(0, dtype=torch.int64)
 
     def _recording(self, images: Tensor, labels: Tensor) -> _Recorded | None:
         """The smallest that holds the batch, if need be a new one; None: compute the batch as it is."""
@@ -234,12 +247,22 @@ class _Recorded:
         self.images = torch.empty(images.shape, dtype=step.criterion.program.dtype, device=images.device).copy_(images)
         self.targets = labels.clone()
         self.counted = torch.full_like(labels, LEFT_OUT)  # so that recording adds nothing
-        self.repeat = step.recorder.record(functools.partial(step.add, self.images, self.targets, self.counted))
+        self.table = None
+        if step.tables is not None:
+            self.table = torch.empty(
+                2, len(images), step.totals.shape[1], dtype=step.tables.dtype, device=step.totals.device
+            )
+        compute = functools.partial(step.add, self.images, self.targets, self.counted, keep=self.table)
+        self.repeat = step.recorder.record(compute)
 
-    def run(self, images: Tensor, labels: Tensor) -> None:
-        """Add a batch of this size or less; what earlier ones left behind fills it up, and is left out."""
+    def run(self, images: Tensor, labels: Tensor) -> Tensor | None:
+        """Add a batch of this size or less; what earlier ones left behind fills it up, and is left out.
+
+        Returns its table where the step keeps tables; the next batch overwrites it.
+        """
         size = len(images)
         for buffer, values in ((self.images, images), (self.targets, labels), (self.counted, labels)):
             buffer[:size].copy_(values)
         self.counted[size:].fill_(LEFT_OUT)
         self.repeat()
+        return None if self.table is None else self.table[:, :size]

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import io
 import re
-from typing import Any
+from importlib import resources
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from ..results import Results
+
+if TYPE_CHECKING:
+    from ..stability import Stability
 
 _INK, _MUTED, _LINE, _ACCENT, _WARN, _BAND, _PAPER, _SECOND, _THIRD = (f"#0a0b{n:02x}" for n in range(9))
 _VARIABLES = {
@@ -102,6 +106,40 @@ def layers(results: Results, salt: int) -> Markup:
         for text in legend.get_texts():
             text.set_color(_INK)
     return _svg(figure, f"layers-{salt}")
+
+
+def stability(found: Stability) -> Markup:
+    """How well subsets agree with the full set against their images per class: means, and where 95 % of them lie."""
+    figure, axes = _canvas(3.5)
+    lines = (("overlap of the units removed", found.overlap, _ACCENT), ("Kendall's tau", found.tau, _SECOND))
+    for label, points, colour in lines:
+        low, high, mean = ([100 * getattr(point, name) for point in points] for name in ("low", "high", "mean"))
+        axes.fill_between(found.sizes, low, high, color=colour, alpha=0.18, linewidth=0)
+        axes.plot(found.sizes, mean, "-o", color=colour, linewidth=2, markersize=3.5, label=label)
+    axes.axhline(100 * found.rate, color=_MUTED, linewidth=0.8, linestyle=(0, (1, 3)))
+    axes.annotate(
+        "overlap by chance", (found.sizes[-1], 100 * found.rate), (0, 3), textcoords="offset points", ha="right",
+        va="bottom", fontsize=8, color=_MUTED,
+    )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xticks(found.sizes, [str(size) for size in found.sizes])
+    axes.minorticks_off()
+    axes.set(xlabel="images per class", ylabel=f"agreement with all {found.full} images (%)")
+    axes.set_ylim(top=104)
+    legend = axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=2)
+    for text in legend.get_texts():
+        text.set_color(_INK)
+    return _svg(figure, "stability")
+
+
+def standalone(drawing: Markup) -> str:
+    """A figure as a file of its own, with the page's colours, light and dark."""
+    style = resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
+    colours = style[: style.index("* {")]
+    drawing = drawing.replace('aria-hidden="true" ', "", 1)
+    end = drawing.index(">") + 1
+    ground = '<rect width="100%" height="100%" style="fill: var(--paper)"/>'
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{drawing[:end]}<style>{colours}</style>{ground}{drawing[end:]}'
 
 
 def _canvas(height: float) -> tuple[Any, Any]:

@@ -44,9 +44,10 @@ def headline(results: Results) -> str:
 
 def summary(results: Results) -> str:
     order = {"least": "least relevant first", "most": "most relevant first", "random": "in random order"}
+    task = f", for {len(results.task.classes)} classes alone" if results.task is not None else ""
     text = (
         f"{count(results.removed)} of {count(results.units)} {unit_names(results)} were set to zero, "
-        f"{order[results.config.get('order', 'least')]}, without any retraining. Relevance was measured on "
+        f"{order[results.config.get('order', 'least')]}, without any retraining{task}. Relevance was measured on "
         f"{count(results.reference.read)} images and accuracy on {count(results.evaluation.read)} "
         + ("others." if not results.shared_images else f"images, {count(results.shared_images)} of them the same.")
     )

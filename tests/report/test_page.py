@@ -90,7 +90,8 @@ def test_the_tables_hold_every_rate_layer_and_changed_class(reader):
     assert ["first", "filters", "0", "10", ""] in rows
     assert ["second", "heads", "12", "30", ""] in rows
     assert ["cat", "100", "90", "70", "-20"] in rows
-    assert not any(row[0] == "dog" for row in rows if row)
+    assert ["cat", "100", "90 %", "70 %"] in rows and ["dog", "100", "90 %", "90 %"] in rows
+    assert not any(row[0] == "dog" for row in rows if len(row) == 5)  # of those that changed
     assert {"style": "width:40.0%"} in reader.find("i")
 
 

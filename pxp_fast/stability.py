@@ -1,0 +1,235 @@
+"""Stability: how many reference images a plan needs, seen by pruning from parts of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .errors import PxpError, ScoresError
+from .files import atomic_write
+from .plan import removed_units
+from .progress import Track
+from .scores import Scores
+from .scores_samples import add_up
+from .units import KINDS
+
+SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+_CONFIDENCE = 0.95
+
+
+class Agreement(NamedTuple):
+    """What some measure of agreement with the full set is at one size.
+
+    Attributes
+    ----------
+    mean
+        Over the subsets.
+    low, high
+        95 % of the subsets lie between these (2.5 % and 97.5 % quantiles, interpolated): where one reference set of
+        this size may be expected to lie.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Stability:
+    """How well subsets of the reference images agree with all of them.
+
+    Attributes
+    ----------
+    rate
+        Fraction of units removed.
+    sizes
+        Images per class.
+    images
+        Images in a subset of each size; the full set has `full`.
+    overlaps
+        ``[sizes, seeds]`` float64: the fraction of the units removed that are removed by the full set as well. Chance
+        is `rate`.
+    taus
+        ``[sizes, seeds]`` float64: Kendall's tau-b between the values of all units and those by the full set; for units
+        ranked among their kind the mean over the kinds, weighted by their numbers of units.
+    """
+
+    rate: float
+    sizes: tuple[int, ...]
+    images: tuple[int, ...]
+    full: int
+    overlaps: Tensor
+    taus: Tensor
+
+    @property
+    def overlap(self) -> tuple[Agreement, ...]:
+        """Of each size."""
+        return tuple(map(_agreement, self.overlaps))
+
+    @property
+    def tau(self) -> tuple[Agreement, ...]:
+        """Of each size."""
+        return tuple(map(_agreement, self.taus))
+
+    def describe(self) -> dict:
+        """Everything in it, JSON-able."""
+        return {
+            "rate": self.rate,
+            "images_of_the_full_set": self.full,
+            "sizes": [
+                {"per_class": size, "images": images, "overlap": overlap._asdict(), "tau": tau._asdict()}
+                for size, images, overlap, tau in zip(self.sizes, self.images, self.overlap, self.tau, strict=True)
+            ],
+            "overlaps": self.overlaps.tolist(),
+            "taus": self.taus.tolist(),
+        }
+
+    def save_figure(self, path: str | os.PathLike[str]) -> None:
+        """Draw overlap and tau against the images per class, as SVG. PxpError, naming the extra, without matplotlib."""
+        from .report import figures, require_extra
+
+        require_extra()
+        with atomic_write(path) as temporary:
+            temporary.write_text(figures.standalone(figures.stability(self)), encoding="utf-8")
+
+
+def stability(
+    scores: Scores,
+    rate: float = 0.3,
+    sizes: Iterable[int] | None = None,
+    seeds: int | Iterable[int] = 20,
+    *,
+    units: Iterable[str] | None = None,
+    scope: str = "kind",
+    magnitude: bool = True,
+    absolute: str = "pxp",
+    progress: Track | None = None,
+) -> Stability:
+    """Prune from random subsets of the images that scored, and compare with the plan that all of them give.
+
+    Subsets have equally many images of every class, drawn without replacement; those of one seed grow by adding images.
+    They are parts of the full set: near its size they agree by definition, which says little about other images.
+
+    Parameters
+    ----------
+    scores
+        Made with ``per_sample=True``.
+    rate
+        Fraction of units to remove, in (0, 1).
+    sizes
+        Images per class; default: 1, 2, 5, 10, 20, 50 ... as far as every class has so many, and all of them.
+    seeds
+        The seeds of the subsets, or how many.
+    units, scope, magnitude, absolute
+        As for :func:`pxp_fast.plan`.
+
+    Raises
+    ------
+    ScoresError
+        The scores have no table of every sample.
+    PxpError
+        A class has fewer images than a size asks for, nothing is removed at this rate, or scipy is not installed.
+    """
+    if scores.sample_table is None or scores.sample_labels is None:
+        raise ScoresError(
+            "these scores do not tell images apart; score again with per_sample=True (pxp-fast score --per-sample)"
+        )
+    options = {"units": None if units is None else tuple(units), "scope": scope}
+    options |= {"magnitude": magnitude, "absolute": absolute}
+    chosen = removed_units(scores, rate, **options)
+    if not bool(chosen.any()):
+        raise PxpError(f"at rate {rate} none of the {len(chosen)} units is removed; give a higher rate")
+    wanted = _sizes(sizes, scores.sample_labels)
+    drawn = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    if not drawn:
+        raise PxpError("stability is asked for over no subsets; give one seed at least")
+    values = scores.values(magnitude=magnitude, absolute=absolute)
+    ranked = _ranked_together(scores, options["units"], scope)
+    overlaps, taus = (torch.empty(len(wanted), len(drawn), dtype=torch.float64) for _ in range(2))
+    for column, seed in enumerate(progress(drawn, "subsets", len(drawn)) if progress is not None else drawn):
+        for row, part in enumerate(_growing(scores, wanted, seed)):
+            own = part.values(magnitude=magnitude, absolute=absolute)
+            overlaps[row, column] = overlap(chosen, removed_units(part, rate, **options))
+            each = torch.tensor([kendall_tau(values[among], own[among]) for among in ranked], dtype=torch.float64)
+            weights = torch.tensor([len(among) for among in ranked], dtype=torch.float64)
+            taus[row, column] = (each * weights).sum() / weights.sum()
+    classes = len(scores.sample_labels.unique())
+    return Stability(rate, wanted, tuple(size * classes for size in wanted), scores.samples, overlaps, taus)
+
+
+def overlap(first: Tensor, second: Tensor) -> float:
+    """The fraction of the units removed (bool ``[U]``) that are removed in both of two plans for equally many."""
+    return int((first & second).sum()) / max(int(first.sum()), 1)
+
+
+def kendall_tau(first: Tensor, second: Tensor) -> float:
+    """Kendall's rank correlation tau-b (1945) of two ``[U]``, in O(U log U); 0 where one of them is constant."""
+    try:
+        from scipy.stats import kendalltau
+    except ImportError as error:
+        raise PxpError("Kendall's tau needs scipy; install it with: pip install 'pxp_fast[studies]'") from error
+    found = float(kendalltau(first.numpy(), second.numpy(), method="asymptotic").statistic)
+    return 0.0 if found != found else found
+
+
+def balanced_order(labels: Sequence[int], seed: int = 0) -> list[int]:
+    """Positions of all samples in an order of which every beginning has all classes alike, as far as they last.
+
+    Round after round takes one sample of every class, in an order that is random in each; `seed` and the labels decide.
+    """
+    by_class: dict[int, list[int]] = {}
+    for position, label in enumerate(labels):
+        by_class.setdefault(int(label), []).append(position)
+    for label, positions in by_class.items():
+        random.Random(f"{seed}:{label}").shuffle(positions)
+    rounds = random.Random(f"{seed}:rounds")
+    order: list[int] = []
+    for turn in range(max(map(len, by_class.values()), default=0)):
+        here = [by_class[label][turn] for label in sorted(by_class) if turn < len(by_class[label])]
+        order += rounds.sample(here, len(here))
+    return order
+
+
+def _growing(scores: Scores, sizes: Sequence[int], seed: int) -> Iterator[Scores]:
+    """The scores of ever larger subsets, `sizes` images of every class."""
+    generator = torch.Generator().manual_seed(seed)
+    places = [(scores.sample_labels == label).nonzero().flatten() for label in scores.sample_labels.unique()]
+    shuffled = [own[torch.randperm(len(own), generator=generator)] for own in places]
+    totals, before = torch.zeros_like(scores.totals), 0
+    for size in sizes:
+        totals = add_up(totals.clone(), scores.sample_table, torch.cat([own[before:size] for own in shuffled]))
+        yield Scores(scores.header.model_copy(update={"samples": size * len(places)}), totals)
+        before = size
+
+
+def _sizes(given: Iterable[int] | None, labels: Tensor) -> tuple[int, ...]:
+    fewest = int(labels.bincount()[labels.unique()].min())
+    wanted = [*(size for size in SIZES if size < fewest), fewest] if given is None else sorted(set(given))
+    if not wanted or wanted[0] < 1 or wanted[-1] > fewest:
+        raise PxpError(
+            f"subsets of {wanted} images per class are asked for; every class has {fewest} or more: choose from "
+            f"1 ... {fewest}, or score more images"
+        )
+    return tuple(wanted)
+
+
+def _ranked_together(scores: Scores, units: tuple[str, ...] | None, scope: str) -> list[Tensor]:
+    """Positions of the units that are ranked among each other: of each kind, or of all."""
+    kind_of = [group.kind for group in scores.units for _ in range(group.count)]
+    apart = [
+        torch.tensor([position for position, kind in enumerate(kind_of) if kind == one])
+        for one in KINDS
+        if one in kind_of and (units is None or one in units)
+    ]
+    return [torch.cat(apart)] if scope == "global" else apart
+
+
+def _agreement(values: Tensor) -> Agreement:
+    tails = torch.tensor([(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2], dtype=values.dtype)
+    return Agreement(float(values.mean()), *values.quantile(tails).tolist())
