@@ -25,7 +25,18 @@ from .plan import Plan
 from .plan import plan as make_plan
 from .report.words import percent
 from .results import Hits, Results
-from .run import RunResult, autocast, check_writable, curve_record, engine_notes, plan_options, run, torch_device
+from .run import (
+    RunResult,
+    autocast,
+    check_writable,
+    curve_record,
+    engine_notes,
+    of_classes,
+    plan_options,
+    run,
+    scored,
+    torch_device,
+)
 from .scores import Scores
 from .scoring import score as measure
 from .selection import judging, record_images, scored_paths, scoring
@@ -40,6 +51,8 @@ def score(config: RunConfig) -> str:
         scores = measure(
             loaded.model,
             Loader(images, config.batch_size, config.workers),
+            criterion=config.criterion,
+            criterion_options=config.criterion_options,
             composite=config.composite,
             units=config.units or None,
             device=device,
@@ -47,12 +60,13 @@ def score(config: RunConfig) -> str:
             exact=config.exact,
             per_class=config.per_class,
             graph=config.graph,
+            example=torch.zeros(1, *loaded.input_size),
             model_name=loaded.name,
             progress=progress.tracker(),
         )
     path = config.out / "scores.safetensors"
     record_images(scores, images, config).save(path)
-    return "\n".join([f"{scores.samples} images scored{_skipped(images.skipped)}", *notes, str(path)])
+    return "\n".join([f"{scored(scores)}{_skipped(images.skipped)}", *notes, str(path)])
 
 
 def plan(scores: Path, config: RunConfig, out: Path | None) -> str:
@@ -61,8 +75,11 @@ def plan(scores: Path, config: RunConfig, out: Path | None) -> str:
     found = Scores.load(path)
     if words := [word for word in config.classes if not word.isdecimal()]:
         raise ScoresError(f"scores know classes by their labels, not by names such as {words[0]!r}: give numbers")
+    if config.classes and config.keep_classes:
+        raise ScoresError("--classes and --keep-classes say the same; give one of them")
+    keep = config.keep_classes or tuple(map(int, config.classes))
     made = make_plan(
-        found.for_classes(map(int, config.classes)) if config.classes else found,
+        of_classes(found, config.model_copy(update={"keep_classes": keep})),
         config.rate,
         units=config.units or None,
         order=config.order,
@@ -101,11 +118,11 @@ def sweep(scores: Path, config: RunConfig, out: Path | None) -> str:
         check_writable(out)
     found = Scores.load(_scores_path(scores), model_name=config.model)
     loaded, _ = _prepare(config)
-    scored = scored_paths(found)
-    images = judging(config, loaded, scored)
+    paths = scored_paths(found)
+    images = judging(config, loaded, paths)
     curve = judge_every_rate(
         loaded.model,
-        found,
+        of_classes(found, config),
         Loader(images, config.batch_size, config.workers),
         order=config.order,
         seed=config.seed,
@@ -115,7 +132,7 @@ def sweep(scores: Path, config: RunConfig, out: Path | None) -> str:
         **plan_options(config),
     )
     record = curve_record(curve, config.order, config.seed if config.order == "random" else None)
-    read, shared = len(images.used), used_among(images, scored)
+    read, shared = len(images.used), used_among(images, paths)
     if out is not None:
         with atomic_write(out / "sweep.json") as temporary:
             content = {"model": loaded.name, "images": read, "shared_images": shared}

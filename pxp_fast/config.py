@@ -7,8 +7,9 @@ import shlex
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from .criteria.registry import check_options
 from .lrp.composites import composite as find_composite
 
 
@@ -22,7 +23,9 @@ class RunConfig(BaseModel):
     val : a folder whose images judge; None: the images of `data` that do not score.
     samples_per_class : images of each class that score; 0: all, which needs `val`.
     eval_samples_per_class : images of each class that judge; None: all.
+    criterion, criterion_options : what units are scored by, as for :func:`pxp_fast.score`.
     per_class : keep the scores of every class as well.
+    keep_classes, forget_classes : labels whose scores the plan is made from, see :meth:`pxp_fast.Scores.contrast`.
     graph : on a GPU, record the scoring of a batch once and replay it.
     rate : the fraction of the units that the plan removes, in [0, 1).
     random_seeds : random orders that the curve is compared with.
@@ -49,7 +52,11 @@ class RunConfig(BaseModel):
     graph: bool = True
     batch_size: int = Field(32, ge=1)
     workers: int | None = Field(None, ge=0)
+    criterion: str = "lrp"
+    criterion_options: dict[str, Any] = Field(default_factory=dict)
     composite: str = "epsilon"
+    keep_classes: tuple[int, ...] = ()
+    forget_classes: tuple[int, ...] = ()
     units: tuple[Literal["filter", "neuron", "head"], ...] = ()
     rate: float = Field(0.3, ge=0, lt=1)
     scope: Literal["kind", "global"] = "kind"
@@ -71,6 +78,19 @@ class RunConfig(BaseModel):
             raise ValueError("the demo brings its own judging images; leave --val out")
         return value
 
+    @field_validator("criterion")
+    @classmethod
+    def _criterion_is_known(cls, value: str) -> str:
+        check_options(value, ())
+        return value
+
+    @field_validator("criterion_options")
+    @classmethod
+    def _criterion_has_options(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "criterion" in info.data:
+            check_options(info.data["criterion"], value)
+        return value
+
     def command(self) -> str:
         """The command line that asks for this run."""
         words = ["pxp-fast", "run", self.model, "--data", self.data]
@@ -85,5 +105,5 @@ class RunConfig(BaseModel):
             elif isinstance(value, dict):
                 words += [option, json.dumps(value)]
             else:
-                words += [option, ",".join(value) if isinstance(value, tuple) else str(value)]
+                words += [option, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
         return shlex.join(words)

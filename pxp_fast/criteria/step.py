@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .lrp import Relevance
+from .base import ImageCriterion
 
 LEFT_OUT = -1
 """The label of a sample that is not to be added to the totals."""
@@ -149,7 +149,7 @@ class Step:
 
     def __init__(
         self,
-        criterion: Relevance,
+        criterion: ImageCriterion,
         initial: str = "one",
         *,
         per_class: bool = False,
