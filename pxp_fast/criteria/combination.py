@@ -18,8 +18,6 @@ COMBINATION = "combination"
 HOW = ("sum", "rank")
 DEFAULT = {"lrp": 1.0, "magnitude": 1.0}
 
-_MEANS = (ops.SIGNED, ops.SAMPLE_ABSOLUTE, ops.TOKEN_ABSOLUTE)
-
 
 def combine(scores: Sequence[Scores], weights: Sequence[float] | None = None, how: str = "sum") -> Scores:
     """Combine scores of the same units by several criteria.
@@ -72,7 +70,7 @@ def combine(scores: Sequence[Scores], weights: Sequence[float] | None = None, ho
     for one, weight in zip(scores, weights, strict=True):
         means = one.totals / max(one.samples, 1)
         if how == "rank":
-            combined[list(_MEANS)] += weight * _ranks(means, one)[list(_MEANS)] * samples / sum(weights)
+            combined += weight / sum(map(abs, weights)) * _ranks(means, one) * samples
             continue
         factors = weight / _sizes(means, one)
         combined += means * factors * samples
@@ -138,7 +136,7 @@ def _ranks(means: Tensor, scores: Scores) -> Tensor:
         ordered = values.sort(dim=1).values
         less = torch.searchsorted(ordered, values)
         not_more = torch.searchsorted(ordered, values, right=True)
-        ranks[:, among] = (less + not_more - 1) / 2 / max(values.shape[1] - 1, 1)
+        ranks[:, among] = (less + not_more - 1).double() / 2 / max(values.shape[1] - 1, 1)
     return ranks
 
 

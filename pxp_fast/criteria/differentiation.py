@@ -115,26 +115,35 @@ class Differentiation:
         self.measure = measure
         self.units = columns.count
         self.readings = {s.node: Reading.of(columns.readers[s.node], s.group.kind) for s in columns.sites}
-        fold_batch_norm(captured)
-        hoist_reshapes(captured)
-        if not every_token:
-            keep_read_tokens(captured)
-        captured.eliminate_dead()
-        prepare_for_dtype(captured, self.dtype, self.device)
-        convolutional = any(n.target in CONVOLUTIONS for n in captured.nodes())
-        pictures = captured.images.meta["val"].dim() == 4
-        quick = self.dtype != torch.float64 and not (exact and self.dtype == torch.float32)
-        self.layout = torch.channels_last if quick and convolutional and pictures else torch.contiguous_format
-        self.constants = {n: self._place(t) for n, t in captured.constants.items()}
-        captured.constants = dict.fromkeys(captured.constants)  # these copies are enough
+        with torch.inference_mode(False):  # tensors made in it could not be differentiated
+            fold_batch_norm(captured)
+            hoist_reshapes(captured)
+            if not every_token:
+                keep_read_tokens(captured)
+            captured.eliminate_dead()
+            prepare_for_dtype(captured, self.dtype, self.device)
+            self._place_constants()
         self.steps = list(captured.nodes())
         self.release = self._last_uses()
 
-    def _place(self, value: object) -> object:
+    def _place_constants(self) -> None:
+        """The values that do not depend on the images, where and as they are needed."""
+        captured = self.captured
+        convolutional = any(n.target in CONVOLUTIONS for n in captured.nodes())
+        pictures = captured.images.meta["val"].dim() == 4
+        quick = self.dtype != torch.float64 and not (self.exact and self.dtype == torch.float32)
+        self.layout = torch.channels_last if quick and convolutional and pictures else torch.contiguous_format
+        self.constants = {n: self._place(n, t) for n, t in captured.constants.items()}
+        captured.constants = dict.fromkeys(captured.constants)  # these copies are enough
+
+    def _place(self, node: fx.Node, value: object) -> object:
         if not isinstance(value, Tensor):
             return value
-        value = value.detach().to(self.device, self.dtype if value.is_floating_point() else None)
-        return value.contiguous(memory_format=self.layout if value.dim() == 4 else torch.contiguous_format)
+        convolves = any(user.target in CONVOLUTIONS and user.args[1] is node for user in node.users)
+        value = _ordinary(value).detach().to(self.device, self.dtype if value.is_floating_point() else None)
+        return value.contiguous(
+            memory_format=self.layout if convolves and value.dim() == 4 else torch.contiguous_format
+        )
 
     def _last_uses(self) -> list[list[fx.Node]]:
         """For each operator, the values that no later one reads."""
@@ -158,11 +167,10 @@ class Differentiation:
         with contextlib.ExitStack() as stack:
             for context in (*state, reproducible(self.device, self.exact)):
                 stack.enter_context(context)
-            images = images.clone() if images.is_inference() else images
-            images = images.detach().to(self.device, self.dtype)
+            images = _ordinary(images).detach().to(self.device, self.dtype)
             table = torch.zeros(2, len(images), self.units, dtype=self.wide, device=self.device)
             if len(images):
-                self.measure(images, targets.to(self.device), table)
+                self.measure(images, _ordinary(targets).to(self.device), table)
             return table
 
     def forward(self, images: Tensor, arrive: Callable[[fx.Node, Tensor], Tensor]) -> Tensor:
@@ -206,3 +214,8 @@ class Differentiation:
             else:
                 explained = logits.gather(1, targets.unsqueeze(1)).sum()
         torch.autograd.grad(explained, roots, allow_unused=True)
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy of one from inference mode, which autograd would not take."""
+    return tensor.clone() if tensor.is_inference() else tensor

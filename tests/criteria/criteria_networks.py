@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Callable
 
 import torch
 from oracles.networks import pictures, randomise
@@ -47,16 +49,24 @@ class Folding(nn.Module):
 
 
 def cnn() -> nn.Module:
-    return randomise(Residual(), pictures(16, SIZE, seed=1)[0]).double()
+    return _seeded(Residual)
 
 
 def folding() -> nn.Module:
-    return randomise(Folding(), pictures(16, SIZE, seed=1)[0]).double()
+    return _seeded(Folding)
 
 
 def vit() -> nn.Module:
     config = {"img_size": SIZE, "patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 3, "num_classes": CLASSES}
-    return randomise(VisionTransformer(**config), pictures(16, SIZE, seed=1)[0]).double()
+    return _seeded(functools.partial(VisionTransformer, **config))
+
+
+def _seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    """The same network every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = make()
+    return randomise(model, pictures(16, SIZE, seed=1)[0]).double()
 
 
 def batch(count: int = 3) -> tuple[Tensor, Tensor]:
