@@ -30,8 +30,7 @@ class Traced:
         return make_fx(compute)()
 
 
-@pytest.mark.parametrize("network", [cnn, vit])
-@pytest.mark.parametrize("name", SEEING)
+@pytest.mark.parametrize(("name", "network"), [*((name, vit) for name in SEEING), ("taylor", cnn)])
 def test_a_recorded_step_gives_the_totals_of_a_plain_one(name, network):
     found = criterion(name, network(), batch()[0])
     totals = []
@@ -44,8 +43,7 @@ def test_a_recorded_step_gives_the_totals_of_a_plain_one(name, network):
     assert totals[0].any()
 
 
-@pytest.mark.parametrize("network", [cnn, vit])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "network"), [*((name, cnn) for name in NAMES), ("taylor", vit), ("magnitude", vit)])
 def test_the_model_is_left_as_it_was_and_the_scores_make_plans(name, network):
     model = network()
     next(model.children()).train()  # flags are each module's own
