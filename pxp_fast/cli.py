@@ -60,8 +60,9 @@ def run(
     model: o.Model, data: o.Data, out: o.Out = Path("out"), val: o.Val = None, weights: o.Weights = None,
     checkpoint_kwargs: o.CheckpointKwargs = "{}", samples_per_class: o.Samples = 10,
     eval_samples_per_class: o.JudgingSamples = None, classes: o.Classes = None, allow_fewer: o.AllowFewer = False,
-    seed: o.Seed = 0, rate: o.Rate = 0.3, units: o.Units = None, composite: o.Composite = "epsilon",
-    initial: o.Initial = "one",
+    seed: o.Seed = 0, rate: o.Rate = 0.3, units: o.Units = None, criterion: o.Criterion = "lrp",
+    criterion_options: o.CriterionOptions = "{}", composite: o.Composite = "epsilon", initial: o.Initial = "one",
+    keep_classes: o.KeepClasses = None, forget_classes: o.ForgetClasses = None,
     order: o.Order = "least", scope: o.Scope = "kind", magnitude: o.Magnitude = True, absolute: o.Absolute = "pxp",
     random_seeds: o.RandomSeeds = 5, heatmaps: o.HeatMapCount = 6, device: o.Device = "auto",
     dtype: o.Dtype = "float32", exact: o.Exact = False, graph: o.Graph = True, batch_size: o.BatchSize = 32,
@@ -92,8 +93,8 @@ def run(
 def score(
     model: o.Model, data: o.Data, out: o.Out = Path("out"), weights: o.Weights = None,
     checkpoint_kwargs: o.CheckpointKwargs = "{}", samples_per_class: o.Samples = 10, classes: o.Classes = None,
-    allow_fewer: o.AllowFewer = False, seed: o.Seed = 0, units: o.Units = None, composite: o.Composite = "epsilon",
-    initial: o.Initial = "one",
+    allow_fewer: o.AllowFewer = False, seed: o.Seed = 0, units: o.Units = None, criterion: o.Criterion = "lrp",
+    criterion_options: o.CriterionOptions = "{}", composite: o.Composite = "epsilon", initial: o.Initial = "one",
     per_class: o.PerClass = False, device: o.Device = "auto", dtype: o.Dtype = "float32", exact: o.Exact = False,
     graph: o.Graph = True, batch_size: o.BatchSize = 32, workers: o.Workers = None,
     per_sample: o.PerSample = False, task_classes: o.TaskClasses = None, task_seed: o.TaskSeed = 0,
@@ -117,11 +118,16 @@ def plan(
         str | None,
         typer.Option(help="Labels whose images alone count, of scores made with --per-class.", metavar="LIST"),
     ] = None,
+    keep_classes: o.KeepClasses = None, forget_classes: o.ForgetClasses = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: beside the scores.")] = None,
 ) -> None:  # fmt: skip
     """Choose the units to remove; needs only the scores.
 
-    Example: pxp-fast plan vgg16 --rate 0.25
+    Examples:
+
+      pxp-fast plan vgg16 --rate 0.25
+
+      pxp-fast plan vgg16 --rate 0.05 --forget-classes 3
     """
     values = {name: value for name, value in locals().items() if name not in ("scores", "out")}
     config = _config(model="", data="", **values)
@@ -159,6 +165,7 @@ def sweep(
     checkpoint_kwargs: o.CheckpointKwargs = "{}", samples_per_class: o.JudgingSamples = None,
     classes: o.Classes = None, allow_fewer: o.AllowFewer = False, seed: o.Seed = 0, order: o.Order = "least",
     scope: o.Scope = "kind", units: o.Units = None, magnitude: o.Magnitude = True, absolute: o.Absolute = "pxp",
+    keep_classes: o.KeepClasses = None, forget_classes: o.ForgetClasses = None,
     device: o.Device = "auto", dtype: o.Dtype = "float32", batch_size: o.BatchSize = 32, workers: o.Workers = None,
     task_classes: o.TaskClasses = None, task_seed: o.TaskSeed = 0, task_mode: o.TaskMode = None,
     out: Annotated[Path | None, typer.Option(help="Folder for sweep.json; by default none.", metavar="DIR")] = None,
@@ -266,8 +273,12 @@ def _config(**values: Any) -> RunConfig:
     for name in ("classes", "units", "until_stable"):
         if name in values:
             values[name] = o.words(values[name], f"--{name.replace('_', '-')}")
-    if "checkpoint_kwargs" in values:
-        values["checkpoint_kwargs"] = o.json_object(values["checkpoint_kwargs"])
+    for name in ("keep_classes", "forget_classes"):
+        if name in values:
+            values[name] = o.labels(values[name], f"--{name.replace('_', '-')}")
+    for name in ("checkpoint_kwargs", "criterion_options"):
+        if name in values:
+            values[name] = o.json_object(values[name])
     try:
         return RunConfig(**values)
     except ValidationError as error:

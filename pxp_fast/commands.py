@@ -31,8 +31,10 @@ from .run import (
     check_writable,
     curve_record,
     engine_notes,
+    of_classes,
     plan_options,
     run,
+    scored,
     stopping,
     torch_device,
 )
@@ -55,6 +57,8 @@ def score(config: RunConfig) -> str:
         scores = measure(
             loaded.model,
             Loader(images, config.batch_size, config.workers),
+            criterion=config.criterion,
+            criterion_options=config.criterion_options,
             composite=config.composite,
             initial=config.initial,
             units=config.units or None,
@@ -65,12 +69,13 @@ def score(config: RunConfig) -> str:
             per_sample=config.per_sample,
             until_stable=stopping(config),
             graph=config.graph,
+            example=torch.zeros(1, *loaded.input_size),
             model_name=loaded.name,
             progress=progress.tracker(),
         )
     path = config.out / "scores.safetensors"
     record_images(scores, images, config, task).save(path)
-    lines = [f"{scores.samples} images scored{_skipped(images.skipped)}", *notes]
+    lines = [f"{scored(scores)}{_skipped(images.skipped)}", *notes]
     if scores.header.until_stable is not None:
         lines.append(in_words(scores.header.until_stable, len(images)))
     if scores.sample_table is not None:
@@ -84,8 +89,11 @@ def plan(scores: Path, config: RunConfig, out: Path | None) -> str:
     found = Scores.load(path)
     if words := [word for word in config.classes if not word.isdecimal()]:
         raise ScoresError(f"scores know classes by their labels, not by names such as {words[0]!r}: give numbers")
+    if config.classes and config.keep_classes:
+        raise ScoresError("--classes and --keep-classes say the same; give one of them")
+    keep = config.keep_classes or tuple(map(int, config.classes))
     made = make_plan(
-        found.for_classes(map(int, config.classes)) if config.classes else found,
+        of_classes(found, config.model_copy(update={"keep_classes": keep})),
         config.rate,
         units=config.units or None,
         order=config.order,
@@ -125,12 +133,12 @@ def sweep(scores: Path, config: RunConfig, out: Path | None) -> str:
         check_writable(out)
     found = Scores.load(_scores_path(scores), model_name=config.model)
     loaded, _ = _prepare(config)
-    scored = scored_paths(found)
+    paths = scored_paths(found)
     chosen, task = task_of(config, loaded)
-    loaded, images = for_task(task, loaded, judging(chosen, loaded, scored))
+    loaded, images = for_task(task, loaded, judging(chosen, loaded, paths))
     curve = judge_every_rate(
         loaded.model,
-        found,
+        of_classes(found, config),
         Loader(images, config.batch_size, config.workers),
         order=config.order,
         seed=config.seed,
@@ -140,7 +148,7 @@ def sweep(scores: Path, config: RunConfig, out: Path | None) -> str:
         **plan_options(config),
     )
     record = curve_record(curve, config.order, config.seed if config.order == "random" else None)
-    read, shared = len(images.used), used_among(images, scored)
+    read, shared = len(images.used), used_among(images, paths)
     if out is not None:
         with atomic_write(out / "sweep.json") as temporary:
             content = {"model": loaded.name, "images": read, "shared_images": shared}

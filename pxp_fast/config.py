@@ -7,8 +7,9 @@ import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from .criteria.registry import check_options
 from .lrp.composites import composite as find_composite
 
 
@@ -25,8 +26,10 @@ class RunConfig(BaseModel):
     task_classes : draw so many of the classes at random, by `task_seed`, and use these alone; None: all.
     task_mode : restrict the network to the classes used: "slice" its classifier, or "zero" the other logits; None:
         "slice" with `task_classes`, else leave the network as it is.
+    criterion, criterion_options : what units are scored by, as for :func:`pxp_fast.score`.
     per_class : keep the scores of every class as well.
     per_sample : keep the scores of every image as well.
+    keep_classes, forget_classes : labels whose scores the plan is made from, see :meth:`pxp_fast.Scores.contrast`.
     until_stable : stop scoring when the plan at these rates no longer changes; none: score all images.
     stable_overlap : the fraction of the units removed that must stay the same for that.
     graph : on a GPU, record the scoring of a batch once and replay it.
@@ -62,7 +65,11 @@ class RunConfig(BaseModel):
     graph: bool = True
     batch_size: int = Field(32, ge=1)
     workers: int | None = Field(None, ge=0)
+    criterion: str = "lrp"
+    criterion_options: dict[str, Any] = Field(default_factory=dict)
     composite: str = "epsilon"
+    keep_classes: tuple[int, ...] = ()
+    forget_classes: tuple[int, ...] = ()
     units: tuple[Literal["filter", "neuron", "head"], ...] = ()
     rate: float = Field(0.3, ge=0, lt=1)
     scope: Literal["kind", "global"] = "kind"
@@ -82,6 +89,19 @@ class RunConfig(BaseModel):
     def _val_is_no_demo(cls, value: str | None) -> str | None:
         if value == "demo":
             raise ValueError("the demo brings its own judging images; leave --val out")
+        return value
+
+    @field_validator("criterion")
+    @classmethod
+    def _criterion_is_known(cls, value: str) -> str:
+        check_options(value, ())
+        return value
+
+    @field_validator("criterion_options")
+    @classmethod
+    def _criterion_has_options(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "criterion" in info.data:
+            check_options(info.data["criterion"], value)
         return value
 
     def command(self) -> str:

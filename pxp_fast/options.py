@@ -44,6 +44,16 @@ def counts(text: str | None, option: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
+def labels(text: str | None, option: str) -> tuple[int, ...]:
+    """The comma list of labels given for `option`; none where it is not given."""
+    parts = words(text, option)
+    if named := [part for part in parts if not part.isdecimal()]:
+        raise typer.BadParameter(
+            f"scores know classes by their labels, not by names such as {named[0]!r}: give numbers", param_hint=option
+        )
+    return tuple(map(int, parts))
+
+
 _INPUT, _CHOICE, _MACHINE = "Network and images", "What is removed", "Machine"
 
 Model = Annotated[
@@ -117,6 +127,31 @@ Rate = Annotated[
 Units = Annotated[
     str | None,
     typer.Option(help="Kinds of unit: filter, neuron, head. Default: all.", metavar="LIST", rich_help_panel=_CHOICE),
+]
+Criterion = Annotated[
+    str,
+    typer.Option(
+        help="What units are scored by: lrp, random, magnitude, activation, gradient, taylor, integrated-gradients, "
+        "combination.",
+        rich_help_panel=_CHOICE,
+    ),
+]
+CriterionOptions = Annotated[
+    str, typer.Option(help='The criterion\'s own, such as \'{"of": "loss"}\'.', metavar="JSON", rich_help_panel=_CHOICE)
+]
+KeepClasses = Annotated[
+    str | None,
+    typer.Option(
+        help="Labels to keep the units of; of scores made with --per-class.", metavar="LIST", rich_help_panel=_CHOICE
+    ),
+]
+ForgetClasses = Annotated[
+    str | None,
+    typer.Option(
+        help="Labels to remove the units of: the scores of the classes kept (default: all others) less those of these.",
+        metavar="LIST",
+        rich_help_panel=_CHOICE,
+    ),
 ]
 Composite = Annotated[str, typer.Option(help="The rules relevance is computed by.", rich_help_panel=_CHOICE)]
 Order = Annotated[

@@ -93,32 +93,36 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
         scores = score(
             network,
             to_score,
+            criterion=config.criterion,
+            criterion_options=config.criterion_options,
             composite=config.composite,
             initial=config.initial,
             units=config.units or None,
             device=device,
             dtype=dtype,
             exact=config.exact,
-            per_class=config.per_class,
+            per_class=config.per_class or bool(config.keep_classes or config.forget_classes),
             per_sample=config.per_sample,
             until_stable=stopping(config),
             graph=config.graph,
+            example=torch.zeros(1, *loaded.input_size),
             model_name=loaded.name,
             progress=track,
         )
         scores = record_images(scores, reference, config, task)
         scores.save(config.out / "scores.safetensors")
     with _timed(seconds, "plan"):
-        plan = make_plan(scores, config.rate, order=config.order, seed=config.seed, **plan_options(config))
+        ranked = of_classes(scores, config)
+        plan = make_plan(ranked, config.rate, order=config.order, seed=config.seed, **plan_options(config))
         plan.save(config.out / "plan.json")
-    say(f"{scores.samples} images scored; the plan removes {plan.removed_count} of {plan.total_count} units")
+    say(f"{scored(scores)}; the plan removes {plan.removed_count} of {plan.total_count} units")
 
     with _timed(seconds, "evaluate"):
         before = evaluate(network, to_judge, dtype=autocast(config), progress=_named(track, "unpruned"))
         with masked(network, plan):
             after = evaluate(network, to_judge, dtype=autocast(config), progress=_named(track, "pruned"))
     with _timed(seconds, "sweep"):
-        curves = tuple(_curves(network, scores, before, to_judge, config, track))
+        curves = tuple(_curves(network, ranked, before, to_judge, config, track))
     with _timed(seconds, "heat maps"), engine_notes():  # the same as when scoring
         maps = explain(loaded, plan, evaluation, config.heatmaps, config.composite)
         maps.save(config.out / "heatmaps.safetensors")
@@ -211,6 +215,18 @@ def stopping(config: RunConfig) -> UntilStable | None:
     if not config.until_stable:
         return None
     return UntilStable(config.until_stable, config.stable_overlap, units=config.units or None, **plan_options(config))
+
+
+def of_classes(scores: Scores, config: RunConfig) -> Scores:
+    """The scores that a plan is made from: of all classes, or as `config` keeps and forgets some."""
+    if not config.keep_classes and not config.forget_classes:
+        return scores
+    return scores.contrast(config.keep_classes or None, config.forget_classes or None)
+
+
+def scored(scores: Scores) -> str:
+    """How many images scored, in words."""
+    return f"{scores.samples} images scored" if scores.samples else f"no images needed by {scores.header.criterion}"
 
 
 def plan_options(config: RunConfig) -> dict[str, object]:

@@ -26,12 +26,16 @@ _OPTIONAL = ("class_totals", "class_samples", "sample_table", "sample_labels")
 
 
 class ScoresHeader(pydantic.BaseModel, extra="forbid", frozen=True):
-    """What the scores are of; stored as JSON in the file's metadata."""
+    """What the scores are of; stored as JSON in the file's metadata.
+
+    `samples` is 0 where the criterion needs no images, and `composite` is empty where it is not relevance.
+    """
 
     format: Literal["pxp_fast.scores"] = "pxp_fast.scores"
     version: Literal[1] = 1
     model: str
     criterion: str = "lrp"
+    criterion_options: dict = {}
     composite: dict
     initial: str = "one"
     samples: int = pydantic.Field(ge=0)
@@ -96,12 +100,12 @@ class Scores:
         if absolute not in ABSOLUTES:
             raise PxpError(f"absolute is {absolute!r}; choose one of {', '.join(ABSOLUTES)}")
         if not magnitude:
-            return self.totals[ops.SIGNED] / self.samples
+            return self.totals[ops.SIGNED] / max(self.samples, 1)
         rows = {"sample": ops.SAMPLE_ABSOLUTE, "token": ops.TOKEN_ABSOLUTE}
         by_kind = {"filter": ops.SAMPLE_ABSOLUTE, "neuron": ops.TOKEN_ABSOLUTE, "head": ops.TOKEN_ABSOLUTE}
         parts = torch.split(self.totals, [group.count for group in self.units], dim=1)
         chosen = [part[rows.get(absolute, by_kind[group.kind])] for group, part in zip(self.units, parts, strict=True)]
-        return torch.cat(chosen) / self.samples
+        return torch.cat(chosen) / max(self.samples, 1)
 
     def of(self, name: str, **options) -> Tensor:
         """The values of one group, ``[count]``; options as for :meth:`values`."""
@@ -124,27 +128,91 @@ class Scores:
         """
         if self.class_totals is None and self.sample_labels is not None:
             return for_classes(self, keep)
+        if not self.samples:
+            return dataclasses.replace(self, header=self._header_of(for_classes=sorted(map(operator.index, set(keep)))))
+        chosen = self._classes(keep)
+        header = self._header_of(int(self.class_samples[chosen].sum()), for_classes=chosen)
+        return Scores(header, self.class_totals[chosen].sum(0))
+
+    def contrast(self, keep: Iterable[int] | None = None, forget: Iterable[int] | None = None) -> Scores:
+        """What units say about some classes less what they say about others: scores to forget the others by.
+
+        The mean score over the samples of `keep`, minus that over the samples of `forget`, for each of the numbers that
+        a plan may rank by. Ranked least first, units go that matter to what is to be forgotten and not to what is to be
+        kept; values may be negative, whatever they are absolute values of.
+
+        Parameters
+        ----------
+        keep
+            Labels; None: all that have images, except `forget`. Alone it contrasts with nothing, which is
+            :meth:`for_classes`.
+        forget
+            Labels; None: none.
+
+        Returns
+        -------
+        Scores
+            As if every sample had been counted ``n / n_keep`` or ``-n / n_forget`` times, n being their sum, the number
+            of samples. No totals per class. The header's `data` gains an entry ``contrast``.
+
+        Raises
+        ------
+        ScoresError
+            As for :meth:`for_classes`; or a class is both to be kept and to be forgotten, or nothing is said to be
+            either, or the criterion needs no images and so tells no classes apart.
+
+        References
+        ----------
+        Hatefi et al., Attribution-guided Pruning for Compression, Circuit Discovery, and Targeted Correction in LLMs,
+        2025, arXiv 2506.13727: relevance of the general less that of the undesired behaviour.
+        """
+        if forget is None:
+            if keep is None:
+                raise ScoresError("neither classes to keep nor classes to forget are given; give either, or both")
+            return self.for_classes(keep)
+        if not self.samples:
+            raise ScoresError(
+                f"scores by {self.header.criterion} are from no images, so nothing in them belongs to a class; choose "
+                "another criterion to forget classes by"
+            )
+        forgotten = self._classes(forget)
+        scored = self._scored_classes() if keep is None else []
+        kept = self._classes([label for label in scored if label not in forgotten] if keep is None else keep)
+        if both := sorted(set(kept) & set(forgotten)):
+            raise ScoresError(f"classes {both} are both to be kept and to be forgotten; choose one")
+        counts = [int(self.class_samples[chosen].sum()) for chosen in (kept, forgotten)]
+        totals = torch.zeros_like(self.totals)
+        for chosen, count, sign in zip((kept, forgotten), counts, (1, -1), strict=True):
+            weight = sign * sum(counts) / count
+            weights = torch.tensor([[weight], [weight], [weight], [weight**2]], dtype=totals.dtype)
+            totals += weights * self.class_totals[chosen].sum(0)
+        return Scores(self._header_of(sum(counts), contrast={"keep": kept, "forget": forgotten}), totals)
+
+    def _scored_classes(self) -> list[int]:
+        """The classes that have images; ScoresError where they are not told apart."""
         if self.class_totals is None or self.class_samples is None:
             raise ScoresError(
                 "these scores do not tell classes apart; score again with per_class=True (pxp-fast score --per-class)"
             )
+        return self.class_samples.nonzero().flatten().tolist()
+
+    def _classes(self, given: Iterable[int]) -> list[int]:
+        """The labels, in order; ScoresError unless all have images."""
+        scored = self._scored_classes()
         try:
-            chosen = sorted({operator.index(label) for label in keep})
+            chosen = sorted({operator.index(label) for label in given})
         except TypeError as error:
-            raise ScoresError(f"classes to keep are {keep!r}; pass whole numbers, such as [0, 3]") from error
-        scored = self.class_samples.nonzero().flatten().tolist()
+            raise ScoresError(f"classes are {given!r}; pass whole numbers, such as [0, 3]") from error
         if not chosen or not set(chosen) <= set(scored):
             raise ScoresError(
                 f"scores are asked for of classes {chosen}; choose from the {len(scored)} classes that have images: "
                 f"{', '.join(map(str, scored[:20]))}{' ...' if len(scored) > 20 else ''}"
             )
-        header = self.header.model_copy(
-            update={
-                "samples": int(self.class_samples[chosen].sum()),
-                "data": {**(self.header.data or {}), "for_classes": chosen},
-            }
-        )
-        return Scores(header, self.class_totals[chosen].sum(0))
+        return chosen
+
+    def _header_of(self, samples: int = 0, **data: object) -> ScoresHeader:
+        """The header of scores over a part of the samples."""
+        return self.header.model_copy(update={"samples": samples, "data": {**(self.header.data or {}), **data}})
 
     def for_samples(self, indices: Iterable[int]) -> Scores:
         """The scores over some of the samples alone, as if they had been the whole reference set.

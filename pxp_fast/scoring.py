@@ -6,13 +6,17 @@ import dataclasses
 import itertools
 import json
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from .criteria import CudaGraphs, Relevance, Step
-from .errors import DataError
+from .criteria import CudaGraphs, Step
+from .criteria import criterion as find_criterion
+from .criteria.base import choice
+from .criteria.combination import COMBINATION, DEFAULT, HOW, combine, parts
+from .criteria.registry import check_options, needs_images
+from .errors import DataError, PxpError
 from .loader import unprepared
 from .lrp import Composite, Program
 from .prefetch import closing, prefetch
@@ -28,8 +32,10 @@ _EMPTY = "the reference set is empty, so there is nothing to score; check the fo
 
 def score(
     model: nn.Module,
-    loader: Iterable[tuple[Tensor, Tensor]],
+    loader: Iterable[tuple[Tensor, Tensor]] | None = None,
     *,
+    criterion: str = "lrp",
+    criterion_options: Mapping[str, object] | None = None,
     composite: str | Composite = "epsilon",
     units: Iterable[str] | None = None,
     initial: str = "one",
@@ -40,11 +46,12 @@ def score(
     per_sample: bool = False,
     until_stable: UntilStable | None = None,
     graph: bool = True,
+    example: Tensor | None = None,
     model_name: str | None = None,
     data: dict | None = None,
     progress: Track | None = None,
 ) -> Scores:
-    """Score every unit of a classifier by its relevance over a reference set, in one pass.
+    """Score every unit of a classifier by its relevance over a reference set, in one pass, or by another criterion.
 
     Sums stay on the device in float64 and come to the host once, at the end. A GPU is kept busy: batches are brought to
     it ahead of their turn, and from the second batch of a size on the work is a recorded CUDA graph.
@@ -55,13 +62,22 @@ def score(
         Maps images ``[N, C, H, W]`` to logits ``[N, classes]``; afterwards exactly as before.
     loader
         Yields ``(images [N, C, H, W], labels [N] int64)``; batches may differ in size. Relevance enters at the label.
+        May be None or empty for the criteria ``"random"`` and ``"magnitude"``, which need no images and look at none.
+    criterion
+        ``"lrp"``, ``"random"``, ``"magnitude"``, ``"activation"``, ``"gradient"``, ``"taylor"``,
+        ``"integrated-gradients"``, or ``"combination"`` of several, which passes over the loader once for each.
+    criterion_options
+        Those of the criterion's class in :mod:`pxp_fast.criteria`, such as ``{"of": "loss"}``. Of a combination:
+        `criteria`, a mapping from names to weights; `how`, see :func:`pxp_fast.criteria.combine`; `options`, a mapping
+        from names to their options.
     composite
-        The rules; a name or a :class:`pxp_fast.lrp.Composite`.
+        The rules of relevance; a name or a :class:`pxp_fast.lrp.Composite`. Other criteria have none.
     units
         Kinds to score, of ``"filter"``, ``"neuron"``, ``"head"``; None: all that the model has.
     initial
         Relevance at the label's logit: ``"one"``; ``"logit"`` for its value; or ``"bounded"``, one but for images whose
-        logit is small, which then do not outweigh the rest. See :meth:`pxp_fast.lrp.Program.run`.
+        logit is small, which then do not outweigh the rest. See :meth:`pxp_fast.lrp.Program.run`. Other criteria know
+        only ``"one"``.
     device, dtype
         Of the computation; default: the model's. bfloat16 is the fast choice; sums stay in float32.
     exact
@@ -79,6 +95,9 @@ def score(
     graph
         Record the work on a GPU, so that launching it costs nothing. What cannot be recorded runs as it is, and a
         :class:`pxp_fast.criteria.GraphWarning` says why.
+    example
+        A batch that the model accepts, of which only the shape matters, where `loader` has none; default: one of the
+        size that the model says it takes (timm).
     model_name
         Written into the scores, and checked when they are loaded; default: what the model says of itself.
     data
@@ -91,6 +110,18 @@ def score(
     CaptureError, ModelError, DataError, NumericalError
         See the messages.
     """
+    arguments = dict(locals())
+    given = dict(criterion_options or {})
+    check_options(criterion, given)
+    if (per_sample or until_stable is not None) and (criterion == COMBINATION or not needs_images(criterion)):
+        wanted = "per_sample" if per_sample else "until_stable"
+        raise PxpError(f"criterion {criterion} has no scores of single images: leave {wanted} out")
+    if criterion == COMBINATION:
+        return _combination(given, arguments)
+    if not needs_images(criterion):
+        return _without_images(criterion, given, arguments)
+    if loader is None:
+        raise DataError(f"criterion {criterion} needs images: pass a loader of (images, labels)")
     total = len(loader) if hasattr(loader, "__len__") else None
     raw, preparing = unprepared(loader)
     with closing(iter(raw)) as source:
@@ -98,13 +129,13 @@ def score(
         if first is None:
             raise DataError(_EMPTY)
         kinds = tuple(units) if units is not None else None
-        options = {"composite": composite, "dtype": dtype, "device": device, "exact": exact}
-        criterion = Relevance(model, preparing(first[0].device)(first[0]), kinds=kinds, **options)
-        program = criterion.program
+        options = {"composite": composite, "dtype": dtype, "device": device, "exact": exact, **given}
+        scorer = find_criterion(criterion, model, preparing(first[0].device)(first[0]), kinds=kinds, **options)
+        program = scorer.program
         recorder = CudaGraphs(program.device) if graph and program.device.type == "cuda" else None
-        tables = _tables(criterion.units, program.dtype, loader) if per_sample else None
-        step = Step(criterion, initial, per_class=per_class, tables=tables, recorder=recorder)
-        watch = Watch(until_stable, criterion.units) if until_stable is not None else None
+        tables = _tables(scorer.units, program.dtype, loader) if per_sample else None
+        step = Step(scorer, initial, per_class=per_class, tables=tables, recorder=recorder)
+        watch = Watch(until_stable, scorer.units) if until_stable is not None else None
         checked = _checked(itertools.chain((first,), source), program, initial)
         with closing(prefetch(checked, program.device, program.dtype, preparing(program.device))) as batches:
             taken = batches if watch is None else watch.while_unstable(batches)
@@ -114,17 +145,19 @@ def score(
                     watch.look(step.totals, step.samples)
     if step.samples == 0:
         raise DataError(_EMPTY)
-    criterion.check_finite(step.totals)
+    scorer.check_finite(step.totals)
     header = ScoresHeader(
         model=model_name or model_name_of(model),
-        composite=dataclasses.asdict(program.composite),
+        criterion=criterion,
+        criterion_options=scorer.options(),
+        composite=dataclasses.asdict(program.composite) if criterion == "lrp" else {},
         initial=initial,
         samples=step.samples,
         dtype=str(program.dtype).removeprefix("torch."),
         device=program.device.type,
         data=json.loads(json.dumps(data)),
         versions=versions(),
-        units=criterion.units,
+        units=scorer.units,
         until_stable=None if watch is None else watch.describe(step.samples),
     )
     apart: dict[str, Tensor] = {}
@@ -141,6 +174,66 @@ def _tables(units: Iterable[UnitGroup], dtype: torch.dtype, loader: Iterable) ->
     expected = len(images) if hasattr(images, "__len__") else None
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     return SampleTables(sum(group.count for group in units), wide, expected)
+
+
+def _without_images(name: str, options: dict, arguments: dict) -> Scores:
+    """Scores by a criterion that looks at the model alone; `arguments` are those of :func:`score`."""
+    if arguments["initial"] != "one":
+        raise PxpError(f"initial is {arguments['initial']!r}, but criterion {name} starts from no relevance")
+    model, kinds = arguments["model"], arguments["units"]
+    example = _example(model, arguments["loader"], arguments["example"])
+    scorer = find_criterion(name, model, example, kinds=None if kinds is None else tuple(kinds), **options)
+    values = scorer.values()
+    header = ScoresHeader(
+        model=arguments["model_name"] or model_name_of(model),
+        criterion=name,
+        criterion_options=scorer.options(),
+        composite={},
+        samples=0,
+        dtype="float64",
+        device="cpu",
+        data=json.loads(json.dumps(arguments["data"])),
+        versions=versions(),
+        units=scorer.units,
+    )
+    return Scores(header, torch.stack([values, values.abs(), values.abs(), values.square()]))
+
+
+def _example(model: nn.Module, loader: Iterable | None, example: Tensor | None) -> Tensor:
+    """A batch that the model accepts: the one given, the loader's first, or of the size that the model knows."""
+    if example is not None:
+        return example
+    if loader is not None:
+        raw, preparing = unprepared(loader)
+        with closing(iter(raw)) as source:
+            first = next(source, None)
+        if first is not None:
+            return preparing(first[0].device)(first[0])
+    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    if size is None:
+        raise DataError(
+            f"{type(model).__name__} does not say what images it takes; pass a loader, or an example such as "
+            "torch.zeros(1, 3, 224, 224)"
+        )
+    return torch.zeros(1, *size)
+
+
+def _combination(options: dict, arguments: dict) -> Scores:
+    """The combination of scores by several criteria; `arguments` are those of :func:`score`."""
+    loader = arguments["loader"]
+    combined = parts(options.get("criteria", DEFAULT), options.get("options", {}))
+    for name, (_, own) in combined.items():
+        check_options(name, own)
+    choice("how", how := options.get("how", "sum"), HOW)
+    if isinstance(loader, Iterator) and len(combined) > 1:
+        raise DataError(
+            "a combination passes over the images once for each criterion, but this loader can be passed over only "
+            "once; pass a list or a DataLoader"
+        )
+    scores = [
+        score(**{**arguments, "criterion": name, "criterion_options": own}) for name, (_, own) in combined.items()
+    ]
+    return combine(scores, [weight for weight, _ in combined.values()], how)
 
 
 def _checked(

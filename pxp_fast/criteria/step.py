@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import ops
 from ..scores_samples import SampleTables
-from .lrp import Relevance
+from .base import ImageCriterion
 
 LEFT_OUT = -1
 """The label of a sample that is not to be added to the totals."""
@@ -152,7 +152,7 @@ class Step:
 
     def __init__(
         self,
-        criterion: Relevance,
+        criterion: ImageCriterion,
         initial: str = "one",
         *,
         per_class: bool = False,

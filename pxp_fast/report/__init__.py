@@ -41,6 +41,7 @@ def render(runs: Sequence[tuple[Results, HeatMaps]]) -> str:
         {
             "anchor": f"run-{position}",
             "results": results,
+            "criterion": words.criterion(results),
             "headline": words.headline(results),
             "summary": words.summary(results),
             "tiles": words.tiles(results),

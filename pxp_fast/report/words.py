@@ -42,14 +42,30 @@ def headline(results: Results) -> str:
     )
 
 
+def criterion(results: Results) -> str:
+    """What units were scored by, in words: "relevance", "taylor"."""
+    name = results.config.get("criterion", "lrp")
+    return "relevance" if name == "lrp" else name
+
+
+def measured(results: Results) -> str:
+    """What the scores and the accuracy were measured on, as a sentence."""
+    name, judged = criterion(results), count(results.evaluation.read)
+    if name != "relevance" and not results.reference.read:
+        return f"Units were scored by {name}, which needs no images, and accuracy was measured on {judged} images."
+    others = "others" if not results.shared_images else f"images, {count(results.shared_images)} of them the same"
+    scored = f"{count(results.reference.read)} images and accuracy"
+    if name == "relevance":
+        return f"Relevance was measured on {scored} on {judged} {others}."
+    return f"Units were scored by {name} on {scored} was measured on {judged} {others}."
+
+
 def summary(results: Results) -> str:
     order = {"least": "least relevant first", "most": "most relevant first", "random": "in random order"}
     task = f", for {len(results.task.classes)} classes alone" if results.task is not None else ""
     text = (
         f"{count(results.removed)} of {count(results.units)} {unit_names(results)} were set to zero, "
-        f"{order[results.config.get('order', 'least')]}, without any retraining{task}. Relevance was measured on "
-        f"{count(results.reference.read)} images and accuracy on {count(results.evaluation.read)} "
-        + ("others." if not results.shared_images else f"images, {count(results.shared_images)} of them the same.")
+        f"{order[results.config.get('order', 'least')]}, without any retraining{task}. {measured(results)}"
     )
     least = results.curve("least")
     tops = [curve.top_pr for curve in results.curves if curve.order == "random"]
