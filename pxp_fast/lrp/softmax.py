@@ -1,0 +1,1 @@
+SOFTMAX_RULES = ("epsilon", "z-plus", "z-plus-bias", "cp")
