@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import platform
@@ -51,7 +50,7 @@ def score(
     loader
         Yields ``(images [N, C, H, W], labels [N] int64)``; batches may differ in size. Relevance enters at the label.
     composite
-        The rules; a name or a :class:`pxp_fast.lrp.Composite`.
+        The rules: a :class:`pxp_fast.lrp.Composite`, or the name of a preset, or the path of a composite's file.
     units
         Kinds to score, of ``"filter"``, ``"neuron"``, ``"head"``; None: all that the model has.
     initial
@@ -99,7 +98,7 @@ def score(
     criterion.check_finite(step.totals)
     header = ScoresHeader(
         model=model_name or model_name_of(model),
-        composite=dataclasses.asdict(program.composite),
+        composite=program.composite.describe(),
         initial=initial,
         samples=step.samples,
         dtype=str(program.dtype).removeprefix("torch."),

@@ -31,15 +31,13 @@ def read(path: str | os.PathLike[str]) -> object:
         raise PxpError(f"cannot read {path}: {error.strerror or error}; give the file of a composite") from error
     if len(raw) > LARGEST:
         raise PxpError(f"{path} holds more than {LARGEST >> 10} KiB; the file of a composite has a few lines")
+    malformed = (ValueError, RecursionError) if yaml is None else (ValueError, RecursionError, yaml.YAMLError)
     try:
         text = raw.decode("utf-8")
         return json.loads(text) if yaml is None else yaml.safe_load(text)
-    except (ValueError, RecursionError) as error:
-        raise PxpError(f"{path} is not {'JSON' if yaml is None else 'YAML'}: {_one_line(error)}") from error
-    except Exception as error:
-        if yaml is not None and isinstance(error, yaml.YAMLError):
-            raise PxpError(f"{path} is not YAML: {_one_line(error)}") from error
-        raise
+    except malformed as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PxpError(f"{path} is not {'JSON' if yaml is None else 'YAML'}: {reason}") from error
 
 
 def write(content: dict, path: str | os.PathLike[str]) -> None:
@@ -59,7 +57,3 @@ def _yaml(path: Path) -> ModuleType | None:
     except ImportError as error:
         raise PxpError(f"{path} is YAML, which needs PyYAML: pip install pyyaml, or write JSON instead") from error
     return yaml
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

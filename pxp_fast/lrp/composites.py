@@ -56,7 +56,7 @@ class Composite:
         if not isinstance(self.name, str) or not self.name:
             raise PxpError(f"the name of a composite is {reprlib.repr(self.name)}; give it a few letters")
         number = isinstance(self.stabilizer, int | float) and not isinstance(self.stabilizer, bool)
-        if not (number and math.isfinite(self.stabilizer) and self.stabilizer >= 0):
+        if not (number and 0 <= self.stabilizer < math.inf):
             found = reprlib.repr(self.stabilizer)
             raise PxpError(f"stabilizer is {found}; it must be a finite number >= 0 (default 1e-6)")
         if self.softmax not in SOFTMAX_RULES:
@@ -198,14 +198,14 @@ PRESETS |= {
         Composite("epsilon-gamma", low=Gamma(), mid=Gamma(), high=Gamma()),
         # alpha 2, beta 1 below the classifier: Bach et al. (2015), as zennit's EpsilonAlpha2Beta1 on a CNN.
         Composite("alpha2-beta1", low=AlphaBeta(), mid=AlphaBeta(), high=AlphaBeta()),
-        # For ViTs, Achtibat et al. (2024): gamma 0.05 on linear layers, 0.25 on the patch embedding (timm's, torchvision's).
+        # Achtibat et al. (2024), for ViTs: gamma 0.05 on linear layers, 0.25 on the patch embedding.
         Composite("attnlrp", **_ATTNLRP, layers=(("*patch_embed.proj", Gamma(0.25)), ("conv_proj", Gamma(0.25)))),
         # Ali et al. (2022): attention weights are constants.
         Composite("cp-lrp", softmax="cp"),
         # Our reading of Hatefi et al. (2024): on CNNs the faithful z-plus composite prunes well.
         Composite("pxp-cnn", **_PLUS),
-        # Hatefi et al. (2024): what their published configuration sets for ViT-B/16. The composites that their search
-        # found are in figures only.
+        # Hatefi et al. (2024): what their published configuration file sets for ViT-B/16: epsilon throughout. It does
+        # not hold the composite that their search found.
         Composite("pxp-vit"),
         # Hatefi et al. (2024): the z-plus heuristic that explains ViTs faithfully and prunes them less well.
         Composite("pxp-vit-faithful", **_PLUS),
