@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import math
 import os
 import reprlib
+import sys
 from collections.abc import Iterable, Mapping
 
 from ..errors import PxpError
@@ -56,7 +56,7 @@ class Composite:
         if not isinstance(self.name, str) or not self.name:
             raise PxpError(f"the name of a composite is {reprlib.repr(self.name)}; give it a few letters")
         number = isinstance(self.stabilizer, int | float) and not isinstance(self.stabilizer, bool)
-        if not (number and 0 <= self.stabilizer < math.inf):
+        if not (number and 0 <= self.stabilizer <= sys.float_info.max):
             found = reprlib.repr(self.stabilizer)
             raise PxpError(f"stabilizer is {found}; it must be a finite number >= 0 (default 1e-6)")
         if self.softmax not in SOFTMAX_RULES:
@@ -66,7 +66,7 @@ class Composite:
             object.__setattr__(self, group, _rule(getattr(self, group), f"group {group}"))
         object.__setattr__(self, "layers", _layers(self.layers))
         preset = PRESETS.get(self.name)
-        if preset is not None and dataclasses.replace(preset, stabilizer=self.stabilizer) != self:
+        if preset is not None and preset.describe() | {"stabilizer": self.stabilizer} != self.describe():
             raise PxpError(
                 f"a composite named {self.name!r} must have the rules of that preset: give these rules another name, "
                 f"or take the preset itself, composite({self.name!r})"

@@ -102,7 +102,7 @@ class Program:
         self.wide = torch.float64 if self.dtype == torch.float64 else torch.float32
         names = layer_names(captured)
         self.composite.check_patterns(names.values())
-        layer_rules = {n: self.composite.rule_of(group, names[n]) for n, group in groups(captured).items()}
+        self.layer_rules = {n: self.composite.rule_of(group, names[n]) for n, group in groups(captured).items()}
         fold_batch_norm(captured)
         hoist_reshapes(captured)
         keep_read_tokens(captured)
@@ -121,7 +121,7 @@ class Program:
         self.exact = exact
         policy = Policy(self.device, self.dtype, exact, fused)
         scope = Scope(self.live, carrying, self.constants, self.composite.stabilizer, policy, onednn)
-        scope.rules, scope.softmax, scope.softmaxes = layer_rules, self.composite.softmax, softmaxes
+        scope.rules, scope.softmax, scope.softmaxes = self.layer_rules, self.composite.softmax, softmaxes
         self.steps = self._compile(readers, scope)
         self.factors = self._factors()
         self.fallbacks = dict(scope.fallbacks)
