@@ -82,7 +82,8 @@ class RunConfig(BaseModel):
     @field_validator("composite")
     @classmethod
     def _composite_is_known(cls, value: str) -> str:
-        return find_composite(value).name
+        find_composite(value)
+        return value
 
     @field_validator("val")
     @classmethod

@@ -153,7 +153,14 @@ ForgetClasses = Annotated[
         rich_help_panel=_CHOICE,
     ),
 ]
-Composite = Annotated[str, typer.Option(help="The rules relevance is computed by.", rich_help_panel=_CHOICE)]
+Composite = Annotated[
+    str,
+    typer.Option(
+        help="The rules relevance is computed by: epsilon, epsilon-plus, cp-lrp ..., or a composite's file.",
+        metavar="NAME|FILE",
+        rich_help_panel=_CHOICE,
+    ),
+]
 Order = Annotated[
     Literal["least", "most", "random"],
     typer.Option(help="Which go first: the least or the most relevant, or any.", rich_help_panel=_CHOICE),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import platform
@@ -71,7 +70,8 @@ def score(
         `criteria`, a mapping from names to weights; `how`, see :func:`pxp_fast.criteria.combine`; `options`, a mapping
         from names to their options.
     composite
-        The rules of relevance; a name or a :class:`pxp_fast.lrp.Composite`. Other criteria have none.
+        The rules of relevance: a :class:`pxp_fast.lrp.Composite`, or the name of a preset, or the path of a composite's
+        file. Other criteria have none.
     units
         Kinds to score, of ``"filter"``, ``"neuron"``, ``"head"``; None: all that the model has.
     initial
@@ -150,7 +150,7 @@ def score(
         model=model_name or model_name_of(model),
         criterion=criterion,
         criterion_options=scorer.options(),
-        composite=dataclasses.asdict(program.composite) if criterion == "lrp" else {},
+        composite=program.composite.describe() if criterion == "lrp" else {},
         initial=initial,
         samples=step.samples,
         dtype=str(program.dtype).removeprefix("torch."),

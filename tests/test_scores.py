@@ -131,7 +131,8 @@ def test_a_file_brings_everything_back(cnn, tmp_path):
     header = loaded.header
     assert header == scores.header
     assert (header.model, header.data, header.samples, header.initial) == ("tiny", data, 7, "one")
-    assert header.composite == {"name": "epsilon", "stabilizer": 1e-6}
+    groups = dict.fromkeys(("low", "mid", "high", "fully_connected", "softmax"), "epsilon")
+    assert header.composite == {"name": "epsilon", "stabilizer": 1e-6} | groups
     assert header.versions["torch"] == torch.__version__
     assert (header.dtype, header.device) == ("float64", "cpu")
     assert torch.equal(loaded.values(), scores.values())

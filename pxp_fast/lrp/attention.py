@@ -1,4 +1,4 @@
-"""Rules of attention, after AttnLRP (Achtibat et al., ICML 2024, arXiv 2402.05602)."""
+"""Attention by a split of its product with the values, after AttnLRP (Achtibat et al., ICML 2024, arXiv 2402.05602)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn.attention import SDPBackend
 
+from .attention_matrices import Settings, pull_back
 from .carry import Carry, Held
 from .graph import packet, same_size
 from .rules import Affine, Operator, Run, stabilized
@@ -29,10 +30,16 @@ class HeadOutput(Operator):
 
     Where nothing but views lies between it and the layer that reads all heads of a token side by side, it takes the
     carry there, as that layer hands it over.
+
+    Parameters
+    ----------
+    parts
+        How many factors share the relevance: weights and values, or the values alone.
     """
 
-    def __init__(self, node: fx.Node, eps: float) -> None:
+    def __init__(self, node: fx.Node, eps: float, parts: int = 2) -> None:
         super().__init__(node, eps)
+        self.parts = parts
         self.views, self.order = merging_views(node)
 
     @property
@@ -40,12 +47,13 @@ class HeadOutput(Operator):
         return self.views[-1] if self.views else self.node
 
     def split(self, run: Run, carry: Carry, value: Tensor) -> Tensor:
-        """``c O / stab(O)``, twice what the uniform split ``c O / stab(2 O)`` gives either factor (AttnLRP, eq. 13).
+        """``c O / stab(O)``, which is what the uniform split ``c O / stab(2 O)`` gives either factor (AttnLRP, eq. 13),
+        times their number.
 
-        The relevance that reaches the softmax of a head and query, summed over keys, is the row dot of half of this
-        with ``O``: it is read on the way, and the reader's scale makes it half.
+        The relevance that passes through a head at a query, summed over keys, is the row dot of this with ``O``: it is
+        read on the way. Where it is shared, the softmax's part, which is what PXP reads, is half of it.
         """
-        eps = self.eps / 2
+        eps = self.eps / self.parts
         if self.reader is None and not self.views:
             return stabilized(carry, value, eps)
         heads, queries, width = value.shape[-3:]
@@ -99,10 +107,13 @@ def _order_of(node: fx.Node) -> tuple[int, ...]:
 
 
 class MatrixProduct(Affine, HeadOutput):
-    """Uniform split of ``O = A V``: ``c' = c O / stab(2 O)``, then ``c_A = c' V^T`` and ``c_V = A^T c'`` (AttnLRP)."""
+    """Uniform split of ``O = A V``: ``c' = c O / stab(2 O)``, then ``c_A = c' V^T`` and ``c_V = A^T c'`` (AttnLRP).
 
-    def __init__(self, node: fx.Node, eps: float, receivers: list[fx.Node]) -> None:
-        HeadOutput.__init__(self, node, eps)
+    Where one factor alone carries relevance it gets all of it, by the epsilon rule.
+    """
+
+    def __init__(self, node: fx.Node, eps: float, receivers: list[fx.Node], parts: int) -> None:
+        HeadOutput.__init__(self, node, eps, parts)
         self.receivers = receivers
 
     def forward(self, run: Run) -> tuple[object, object]:
@@ -115,27 +126,35 @@ class MatrixProduct(Affine, HeadOutput):
         value, saved = saved
         split = self.split(run, carry, value)
         if self.receivers:
-            self.pull(run, {0: split.mul_(0.5)}, saved)
+            self.pull(run, {0: split.mul_(1 / self.parts) if self.parts > 1 else split}, saved)
 
 
 class Attention(HeadOutput):
-    """Fused attention by AttnLRP: the ordinary fused backward of the evenly split carry, no attention matrix kept.
+    """Fused attention: the fused backward of the evenly split carry by AttnLRP, matrix products by other softmax rules.
 
-    The stabilizer of the product of queries and keys is left out: it only matters where a logit is within eps of zero.
+    No attention matrix is kept for the way back. The stabilizer of the product of queries and keys is left out: it only
+    matters where a logit is within eps of zero.
+
+    Parameters
+    ----------
+    rule
+        Of the softmax, one of :data:`pxp_fast.lrp.softmax.SOFTMAX_RULES`.
     """
 
-    def __init__(self, node: fx.Node, eps: float, receivers: list[fx.Node]) -> None:
-        super().__init__(node, eps)
+    def __init__(self, node: fx.Node, eps: float, receivers: list[fx.Node], rule: str = "epsilon") -> None:
+        super().__init__(node, eps, 1 if rule == "cp" else 2)
         self.receivers = receivers
+        self.rule = rule
         self.plain = len(node.args) == 3 and set(node.kwargs) <= {"scale"}
-        self.shares = SHARES
+        self.shares = (0, 0, 1) if rule == "cp" else SHARES
 
     def forward(self, run: Run) -> tuple[object, object]:
         sources, rest = run.value(self.node.args[:3]), run.value((self.node.args[3:], self.node.kwargs))
         same = len({tuple(s.shape[:2]) for s in sources}) == 1
-        if not self.receivers or self.plain and same and _recomputes(sources[1]):
+        by_matrices = self.rule != "epsilon" or self.plain and same and _recomputes(sources[1])
+        if not self.receivers or by_matrices:
             out = self.node.target(*sources, *rest[0], **rest[1])
-            return out, (out, sources, False)
+            return out, (out, sources, Settings.of(self.node, run, sources[0]))
         with torch.enable_grad():
             leaves = [source.detach().requires_grad_() for source in sources]
             out = self.node.target(*leaves, *rest[0], **rest[1])
@@ -144,18 +163,18 @@ class Attention(HeadOutput):
         return out.detach(), (out, leaves, fused)
 
     def backward(self, run: Run, carry: Carry, saved) -> None:
-        out, leaves, fused = saved
+        out, sources, way = saved
         split = self.split(run, carry, out.detach())
         if not self.receivers:
             return
         if out.requires_grad:
-            with in_one_order() if fused else contextlib.nullcontext():
-                grads = torch.autograd.grad(out, leaves, split)
+            with in_one_order() if way else contextlib.nullcontext():
+                grads = torch.autograd.grad(out, sources, split)
             for grad, share in zip(grads, self.shares, strict=True):
                 if share != 1:
                     grad.mul_(share)
         else:
-            grads = _backward_by_sample(*leaves, out, split, self.node.kwargs.get("scale"), self.shares)
+            grads = pull_back(sources, out, split, self.shares, way, self.rule, self.eps)
         for source, grad in zip(self.node.args[:3], grads, strict=True):
             run.give(source, grad)
 
@@ -177,30 +196,3 @@ def in_one_order() -> Iterator[None]:
 def _recomputes(key: Tensor) -> bool:
     """Whether plain matrix products beat the fused backward: on a CPU in reduced precision they take half its time."""
     return key.device.type == "cpu" and key.dtype == torch.bfloat16 and key.dim() == 4 and key.shape[-2] >= 64
-
-
-def _backward_by_sample(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    carry: Tensor,
-    scale: float | None,
-    shares: tuple[float, float, float],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention's gradient in `shares`, one sample's attention matrices at a time: they stay in cache, never stored.
-
-    All tensors ``[N, heads, tokens, d]``; returns the gradients of query, key and value.
-    """
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    grads = tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (query, key, value))
-    delta = (carry * out).sum(-1, keepdim=True)
-    factors = (shares[0] * scale, shares[1] * scale, shares[2])
-    for sample in range(len(query)):
-        q, k, v, c = (t[sample].contiguous() for t in (query, key, value, carry))
-        weights = torch.softmax((q * scale) @ k.transpose(-1, -2), -1)
-        logits = (c @ v.transpose(-1, -2)).sub_(delta[sample]).mul_(weights)
-        pairs = ((logits, k), (logits.transpose(-1, -2), q), (weights.transpose(-1, -2), c))
-        for grad, factor, (left, right) in zip(grads, factors, pairs, strict=True):
-            torch.baddbmm(grad[sample], left, right, beta=0, alpha=factor, out=grad[sample])
-    return grads

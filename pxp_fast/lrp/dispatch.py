@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 import torch
 from torch import Tensor, fx
@@ -18,6 +18,7 @@ from .graph import ATEN, argument, module_of, packet
 from .layers import Convolution, Linear, Weighted
 from .norms import GroupNorm, LayerNorm, RootMeanSquareNorm
 from .onednn import OneLinear, PackedConvolution, packs
+from .registry import Rule
 from .rules import (
     ACTIVATIONS,
     Activation,
@@ -29,6 +30,7 @@ from .rules import (
     Taped,
     fused_activation,
 )
+from .softmax import Softmax
 
 # By overload packet, so that every overload of an operator is met.
 AFFINE = {
@@ -54,9 +56,14 @@ HELD = {"rsqrt", "sqrt", "var", "std", "var_mean", "std_mean", "linalg_vector_no
 FIRST_ONLY = {"div", "layer_norm", "group_norm", "rms_norm", "batch_norm"} | SHAPED_LIKE
 
 
-def receivers(node: fx.Node) -> list[fx.Node]:
-    """The inputs that an operator hands relevance to, if they want it."""
+def receivers(node: fx.Node, held: Set[fx.Node] = frozenset()) -> list[fx.Node]:
+    """The inputs that an operator hands relevance to, if they want it.
+
+    The softmaxes of `held` hand none on: of fused attention the values alone get any.
+    """
     name = packet(node)
+    if node in held:
+        return [node.args[2]] if name == "scaled_dot_product_attention" else []
     value = node.meta.get("val")
     values = value if isinstance(value, (tuple, list)) else (value,)
     if name in HELD or not any(isinstance(v, Tensor) and v.is_floating_point() for v in values):
@@ -92,6 +99,12 @@ class Scope:
         Take oneDNN's own operators for convolutions and linear layers.
     fallbacks
         Operators met that have no rule of their own, and how often.
+    rules
+        The rule of each convolution and linear layer; epsilon where there is none.
+    softmax
+        The rule of attention's softmax.
+    softmaxes
+        The operators that hold a softmax of attention.
     """
 
     live: set[fx.Node]
@@ -101,6 +114,14 @@ class Scope:
     policy: Policy
     onednn: bool = False
     fallbacks: dict[str, int] = dataclasses.field(default_factory=collections.Counter)
+    rules: Mapping[fx.Node, Rule] = dataclasses.field(default_factory=dict)
+    softmax: str = "epsilon"
+    softmaxes: Set[fx.Node] = frozenset()
+
+    @property
+    def held(self) -> Set[fx.Node]:
+        """The softmaxes that no relevance passes."""
+        return self.softmaxes if self.softmax == "cp" else frozenset()
 
 
 def operator_for(node: fx.Node, scope: Scope) -> Operator:
@@ -112,7 +133,7 @@ def operator_for(node: fx.Node, scope: Scope) -> Operator:
         return _weighted(node, scope)
     if node not in scope.live:
         return Operator(node, eps)
-    reached = [n for n in receivers(node) if n in scope.live]
+    reached = [n for n in receivers(node, scope.held) if n in scope.live]
     if node.target is operator.getitem:
         return Item(node, eps)
     if name in ("add", "sub", "rsub"):
@@ -124,14 +145,16 @@ def operator_for(node: fx.Node, scope: Scope) -> Operator:
     if node.target in ACTIVATIONS:
         return Activation(node, eps)
     if name == "scaled_dot_product_attention":
-        return Attention(node, eps, reached)
+        return Attention(node, eps, reached, scope.softmax)
+    if node in scope.softmaxes and scope.softmax.startswith("z-plus"):
+        return Softmax(node, eps, virtual_bias=scope.softmax == "z-plus-bias")
     if name in ("layer_norm", "group_norm", "rms_norm"):
         norms = {"layer_norm": LayerNorm, "group_norm": GroupNorm, "rms_norm": RootMeanSquareNorm}
         return norms[name](node, eps)
     if name in AFFINE:
         return Affine(node, eps, reached)
     if name in MATRIX_PRODUCTS:
-        return (Affine if _products(node, scope) == 1 else MatrixProduct)(node, eps, reached)
+        return MatrixProduct(node, eps, reached, _products(node, scope))
     if name == "mul" and _products(node, scope) > 1 or node.target in WEIGHTED:
         return ElementwiseProduct(node, eps, reached)
     if (

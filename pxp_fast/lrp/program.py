@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 
 import torch
 from torch import Tensor, fx
@@ -19,8 +19,10 @@ from .dispatch import Scope, operator_for, receivers
 from .fold import CONVOLUTIONS, fold_batch_norm, hoist_reshapes, prepare_for_dtype
 from .fused import FusedLinear, Policy, reproducible
 from .graph import Captured
+from .groups import groups, layer_names
 from .onednn import Packed, serves
 from .rules import Operator, Run
+from .softmax import attention_softmaxes
 from .splitting import shares_of
 from .tokens import keep_read_tokens
 
@@ -39,7 +41,8 @@ class Reader:
     batch_dim
         The dimension of the layer's output that holds the samples.
     scale
-        Factor on the sums (1/2 for attention heads: see `attention.HeadOutput.split`).
+        Factor on the sums (1/2 for attention heads: see `attention.HeadOutput.split`), but for heads whose values get
+        all of the relevance.
     """
 
     offset: int
@@ -61,7 +64,7 @@ class Program:
     readers
         Layers (convolution, linear, or the operator that yields an attention's output) whose unit sums are wanted.
     rules
-        Composite, or its name.
+        Composite, or the name of a preset, or as :func:`pxp_fast.lrp.composites.composite` takes it.
     dtype, device
         Of the computation; default: those of the model. bfloat16 keeps sums in float32.
     input_relevance
@@ -101,6 +104,9 @@ class Program:
         self.dtype = dtype or given[0].dtype
         self.device = torch.device(device) if device is not None else given[0].device
         self.wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+        names = layer_names(captured)
+        self.composite.check_patterns(names.values())
+        self.layer_rules = {n: self.composite.rule_of(group, names[n]) for n, group in groups(captured).items()}
         fold_batch_norm(captured)
         hoist_reshapes(captured)
         keep_read_tokens(captured)
@@ -111,14 +117,17 @@ class Program:
         self.channels_last = self.fast and convolutional and captured.images.meta["val"].dim() == 4
         self.constants = {n: self._place(n, t) for n, t in captured.constants.items()}
         captured.constants = dict.fromkeys(captured.constants)  # the program's copies are enough
-        self.live = self._reached_from({captured.images} if input_relevance else set(), set(readers))
-        carrying = self._reached_from({captured.images}, set(readers))
+        softmaxes = attention_softmaxes(captured, self._reached_from({captured.images}, set(readers), frozenset()))
+        held = softmaxes if self.composite.softmax == "cp" else frozenset()
+        self.live = self._reached_from({captured.images} if input_relevance else set(), set(readers), held)
+        carrying = self._reached_from({captured.images}, set(readers), held)
         onednn = self.fast and serves(self.device, self.dtype)
         self.exact = exact
         policy = Policy(self.device, self.dtype, exact, fused)
         scope = Scope(self.live, carrying, self.constants, self.composite.stabilizer, policy, onednn)
+        scope.rules, scope.softmax, scope.softmaxes = self.layer_rules, self.composite.softmax, softmaxes
         self.steps = self._compile(readers, scope)
-        self.factors = self._factors(readers)
+        self.factors = self._factors()
         self.fallbacks = dict(scope.fallbacks)
         self.release = self._last_uses()
         if self.fallbacks:
@@ -134,11 +143,11 @@ class Program:
         layout = torch.channels_last if self.channels_last and value.dim() == 4 else torch.contiguous_format
         return value.contiguous(memory_format=layout) if convolves else value
 
-    def _reached_from(self, start: set[fx.Node], read: set[fx.Node]) -> set[fx.Node]:
+    def _reached_from(self, start: set[fx.Node], read: set[fx.Node], held: Set[fx.Node]) -> set[fx.Node]:
         """The nodes that relevance must reach on its way to the unit layers and the starting nodes."""
         reached = set(start)
         for node in self.captured.nodes():
-            if node in read or any(n in reached for n in receivers(node)):
+            if node in read or any(n in reached for n in receivers(node, held)):
                 reached.add(node)
         return reached
 
@@ -162,20 +171,26 @@ class Program:
     def _fold_splits(self, steps: dict[fx.Node, Operator]) -> None:
         """Let the layers that make queries, keys and values split attention's carry, where only attention reads it."""
         for node, step in steps.items():
-            shares = shares_of(self.captured, node) if isinstance(step, Attention) else None
+            split = isinstance(step, Attention) and step.parts == 2
+            shares = shares_of(self.captured, node) if split else None
             layers = [steps.get(layer) for layer in shares or ()]
             if layers and all(isinstance(s, FusedLinear) and s.reader is None for s in layers):
                 step.shares = (1, 1, 1)
                 for layer in layers:
                     layer.share(shares[layer.node], self.constants[layer.node.args[1]])
 
-    def _factors(self, readers: Mapping[fx.Node, Reader]) -> Tensor | None:
+    def _factors(self) -> Tensor | None:
         """The readers' scales as a row of the table; None where all are 1."""
-        if all(reader.scale == 1 for reader in readers.values()):
+        scales = {}
+        for step in self.steps:
+            if step.reader is not None:
+                whole = isinstance(step, HeadOutput) and step.parts == 1
+                scales[step.reader] = 1.0 if whole else step.reader.scale
+        if all(scale == 1 for scale in scales.values()):
             return None
         factors = torch.ones(self.units, dtype=self.wide, device=self.device)
-        for reader in readers.values():
-            factors[reader.offset : reader.offset + reader.count] = reader.scale
+        for reader, scale in scales.items():
+            factors[reader.offset : reader.offset + reader.count] = scale
         return factors
 
     def _last_uses(self) -> list[list[fx.Node]]:

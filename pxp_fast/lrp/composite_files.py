@@ -1,0 +1,59 @@
+"""Small files of settings, in YAML or JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import ModuleType
+
+from ..errors import PxpError
+from ..files import atomic_write
+
+YAML_SUFFIXES = (".yaml", ".yml")
+LARGEST = 1 << 16
+
+
+def read(path: str | os.PathLike[str]) -> object:
+    """The content of a YAML or JSON file, by its suffix.
+
+    Raises
+    ------
+    PxpError
+        The file cannot be read, holds more than 64 KiB, is malformed, or needs PyYAML, which is not installed.
+    """
+    path = Path(path)
+    yaml = _yaml(path)
+    try:
+        with open(path, "rb") as stream:
+            raw = stream.read(LARGEST + 1)
+    except OSError as error:
+        raise PxpError(f"cannot read {path}: {error.strerror or error}; give the file of a composite") from error
+    if len(raw) > LARGEST:
+        raise PxpError(f"{path} holds more than {LARGEST >> 10} KiB; the file of a composite has a few lines")
+    malformed = (ValueError, RecursionError) if yaml is None else (ValueError, RecursionError, yaml.YAMLError)
+    try:
+        text = raw.decode("utf-8")
+        return json.loads(text) if yaml is None else yaml.safe_load(text)
+    except malformed as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PxpError(f"{path} is not {'JSON' if yaml is None else 'YAML'}: {reason}") from error
+
+
+def write(content: dict, path: str | os.PathLike[str]) -> None:
+    """Write plain data as YAML or JSON, by the suffix of `path`; replaced atomically."""
+    yaml = _yaml(Path(path))
+    text = json.dumps(content, indent=1) + "\n" if yaml is None else yaml.safe_dump(content, sort_keys=False)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _yaml(path: Path) -> ModuleType | None:
+    """PyYAML where the file's name calls for it."""
+    if path.suffix.lower() not in YAML_SUFFIXES:
+        return None
+    try:
+        import yaml
+    except ImportError as error:
+        raise PxpError(f"{path} is YAML, which needs PyYAML: pip install pyyaml, or write JSON instead") from error
+    return yaml
