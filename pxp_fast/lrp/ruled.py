@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx
 
+from .. import ops
 from .carry import Carry, Held
 from .graph import argument
 from .layers import Weighted
@@ -43,7 +43,6 @@ class Multiplier:
         return self.kernel.transposed(shared, self.unpacked, shape)
 
 
-@dataclasses.dataclass
 class Layer:
     """What a rule is given of a layer and a batch.
 
@@ -52,34 +51,38 @@ class Layer:
     source
         The layer's input ``[N, inputs, *]`` (convolutions) or ``[N, *, inputs]`` (linear layers). Only to be read.
     output
-        ``z``, what the layer made of it, bias included. Only to be read. Where `rectified`, 0 takes the place of
+        ``z``, what the layer made of it, bias included. Only to be read. Where `rectified`, 0 may take the place of
         negative entries, at which there is no relevance.
-    relevance
-        Of the output, in memory of its own: a rule may write over it.
     stabilizer
         The rule's own, or else the composite's.
     nonnegative, rectified
         See :class:`Situation`.
     """
 
-    source: Tensor
-    output: Tensor
-    relevance: Tensor
-    stabilizer: float
-    situation: Situation
-    multipliers: dict[str, Multiplier]
+    def __init__(
+        self,
+        source: Tensor,
+        output: Tensor,
+        carry: Tensor | None,
+        relevance: Tensor | None,
+        stabilizer: float,
+        situation: Situation,
+        multipliers: dict[str, Multiplier],
+    ) -> None:
+        self.source, self.output, self.stabilizer = source, output, stabilizer
+        self.nonnegative, self.rectified = situation.nonnegative, situation.rectified
+        self._carry, self._relevance, self._multipliers = carry, relevance, multipliers
 
     @property
-    def nonnegative(self) -> bool:
-        return self.situation.nonnegative
-
-    @property
-    def rectified(self) -> bool:
-        return self.situation.rectified
+    def relevance(self) -> Tensor:
+        """Relevance of the output, of its shape, in memory that the rule may write over."""
+        if self._relevance is None:
+            self._relevance = self._carry.mul_(self.output)
+        return self._relevance
 
     def product(self, part: str, source: Tensor) -> Tensor:
         """The layer with the weight and bias of a part, in memory of its own."""
-        return self.multipliers[part].product(source)
+        return self._multipliers[part].product(source)
 
     def transposed(self, part: str, shared: Tensor) -> Tensor:
         """The product of `shared`, of the output's shape, with the transposed weight of a part."""
@@ -87,7 +90,18 @@ class Layer:
 
     def carry(self, part: str, shared: Tensor) -> Carry:
         """:meth:`transposed`, made where it is used: carries that are joined add up within the products."""
-        return self.multipliers[part].transposed(shared, self.source.shape)
+        return self._multipliers[part].transposed(shared, self.source.shape)
+
+    def share(self, product: Tensor, form: str, factor: float = 1, **factors: float) -> tuple[Tensor, Tensor]:
+        """Relevance divided by what contributed, see `ops.share_`; `product` and the relevance are used up.
+
+        `factor` is that of the stabilizer.
+        """
+        given = self._relevance is not None
+        divided = self._relevance if given else self._carry
+        return ops.share_(
+            divided, self.output, product, form=form, eps=factor * self.stabilizer, given=given, **factors
+        )
 
 
 class Ruled(Operator):
@@ -142,28 +156,27 @@ class Ruled(Operator):
 
     def backward(self, run: Run, carry: Carry, saved) -> None:
         z, source = saved
-        relevance = self._relevance(run, carry, z)
+        passed = self._passed(run, carry, z)
         if self.node.args[0] not in run.live:
             return
-        layer = Layer(source, z, relevance, self.eps, self.situation, self.multipliers)
+        layer = Layer(source, z, *passed, self.eps, self.situation, self.multipliers)
         found = self.rule.propagate(layer)
         if self.rule.spreads and found is not None:
             found = Relevance(found, source)
         run.give(self.node.args[0], Held(found, 1) if isinstance(found, Tensor) else found)
 
-    def _relevance(self, run: Run, carry: Carry, z: Tensor) -> Tensor:
-        """The relevance of the output, in memory of its own; a unit layer's sums are read on the way."""
+    def _passed(self, run: Run, carry: Carry, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The carry or, where that is at hand, the relevance of the layer's output; a unit layer's sums are read."""
         # Behind a ReLU its output is kept in place of z: the factor is in its sign.
         name = "identity" if self.layer.name == "relu" else self.layer.name
         reader, unit_dim = self.reader, self.layer.unit_dim
-        direct = reader is None or not reader.batch_dim
-        if not isinstance(carry, Relevance) and direct:
+        if not isinstance(carry, Relevance) and (reader is None or not reader.batch_dim):
             with run.sums(reader, len(z)) as sums:
-                return carry.scaled(z, 0.0, activation=name, unit_dim=unit_dim, sums=sums).mul_(z)
+                return carry.scaled(z, 0.0, activation=name, unit_dim=unit_dim, sums=sums), None
         relevance = carry.at(z) if isinstance(carry, Relevance) else carry.scaled(z, 0.0, activation=name).mul_(z)
         if reader is not None:
             rows = relevance.movedim(reader.batch_dim, 0)
             rows = rows.movedim(-1 if reader.batch_dim else unit_dim, -1).reshape(len(rows), -1, reader.count)
             with run.sums(reader, len(rows)) as sums:
                 sums += torch.stack((rows.sum(1, dtype=sums.dtype), rows.abs().sum(1, dtype=sums.dtype)))
-        return relevance
+        return None, relevance

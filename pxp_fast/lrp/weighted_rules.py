@@ -22,14 +22,6 @@ from .registry import Part, Rule, Situation, register
 from .ruled import Layer
 
 
-def share(relevance: Tensor, denominator: Tensor, stabilizer: float) -> Tensor:
-    """``R / (D + eps)`` in the memory of R, for D >= 0 up to rounding, whose memory is used too; 0 where D + eps is."""
-    denominator.clamp_(min=0)
-    if stabilizer == 0:
-        return torch.where(denominator == 0, 0, relevance.div_(denominator))
-    return relevance.div_(denominator.add_(stabilizer))
-
-
 def magnitudes(layer: Layer) -> Tensor:
     """``M = |W| |a| + |b|``, with whatever factor the part has."""
     return layer.product("magnitude", layer.source if layer.nonnegative else layer.source.abs())
@@ -58,9 +50,7 @@ class EpsilonRule(Rule):
         return {"weight": Part(weight, forward=False)}
 
     def propagate(self, layer: Layer) -> Carry:
-        z = layer.output
-        shared = share(layer.relevance, z.abs(), layer.stabilizer)
-        return layer.carry("weight", torch.where(z < 0, -shared, shared))
+        return layer.carry("weight", layer.share(torch.zeros_like(layer.output), "gamma", first=1)[0])
 
 
 @register
@@ -109,8 +99,8 @@ class ZPlus(Rule):
     def propagate(self, layer: Layer) -> Carry:
         if layer.nonnegative:
             total = layer.product("positive", layer.source)
-            return layer.carry("positive", share(layer.relevance, total, layer.stabilizer))
-        half = share(layer.relevance, magnitudes(layer).add_(layer.output), 2 * layer.stabilizer)
+            return layer.carry("positive", layer.share(total, "plain")[0])
+        half, _ = layer.share(magnitudes(layer), "positive", factor=2)
         return signed_carry(layer, half, half)
 
 
@@ -145,11 +135,9 @@ class Gamma(Rule):
     def propagate(self, layer: Layer) -> Carry:
         if layer.nonnegative and layer.rectified:
             total = layer.product("scaled", layer.source)
-            return layer.carry("scaled", share(layer.relevance, total, layer.stabilizer))
-        # |z + gamma P| or |z + gamma N|, neither of which cancels.
-        total = magnitudes(layer).add_(layer.output.abs(), alpha=1 + self.gamma / 2)
-        v = share(layer.relevance, total, layer.stabilizer)
-        return signed_carry(layer, v * layer.output.sign(), v)
+            return layer.carry("scaled", layer.share(total, "plain")[0])
+        # |z + gamma P| and |z + gamma N| are both this sum of magnitudes: nothing cancels.
+        return signed_carry(layer, *layer.share(magnitudes(layer), "gamma", first=1 + self.gamma / 2))
 
 
 @register
@@ -185,18 +173,11 @@ class AlphaBeta(Rule):
     def propagate(self, layer: Layer) -> Carry:
         if not self.beta:
             return ZPlus.propagate(self, layer)
+        factors = {"first": self.alpha, "second": self.beta}
         if layer.nonnegative:
-            gains = layer.product("positive", layer.source)
-            losses, eps = gains - layer.output, layer.stabilizer
-        else:
-            gains = magnitudes(layer)
-            losses, eps = gains - layer.output, 2 * layer.stabilizer
-            gains.add_(layer.output)
-        of_losses = share(layer.relevance * self.beta, losses, eps)
-        of_gains = share(layer.relevance.mul_(self.alpha), gains, eps)
-        if layer.nonnegative:
-            return layer.carry("positive", of_gains).joined(layer.carry("negative", of_losses))
-        return signed_carry(layer, of_gains + of_losses, of_gains - of_losses)
+            gains, losses = layer.share(layer.product("positive", layer.source), "both", **factors)
+            return layer.carry("positive", gains).joined(layer.carry("negative", losses))
+        return signed_carry(layer, *layer.share(magnitudes(layer), "both signed", factor=2, **factors))
 
 
 class Spread(Rule):
@@ -206,7 +187,7 @@ class Spread(Rule):
 
     def propagate(self, layer: Layer) -> Tensor:
         total = layer.product("spread", torch.ones_like(layer.source[:1]))
-        return layer.transposed("spread", share(layer.relevance, total, layer.stabilizer))
+        return layer.transposed("spread", layer.relevance / (total + layer.stabilizer))
 
 
 @register
