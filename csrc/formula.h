@@ -121,6 +121,19 @@ PXP_FORMULA T stabilizing_factor(T z, T eps) {
   return magnitude == T(0) ? T(0) : quotient;
 }
 
+// How `share_` divides relevance; see pxp_fast/ops/share.py.
+enum class Form : int { plain, positive, gamma, both, both_signed };
+constexpr int kForms = 5;
+constexpr const char* kFormNames[kForms] = {"plain", "positive", "gamma", "both", "both signed"};
+
+// R / (max(D, 0) + eps), 0 where D <= 0: nothing contributed there.
+template <class T>
+PXP_FORMULA T quotient(T relevance, T denominator, T eps) {
+  const T bounded = denominator < T(0) ? T(0) : denominator;
+  const T result = relevance / (bounded + eps);
+  return bounded == T(0) ? T(0) : result;
+}
+
 // Unsigned keys in the order of the scores: -0.0 with 0.0, NaN above everything.
 PXP_FORMULA uint32_t order_key(float x) {
   const uint32_t bits = bits_of(x);

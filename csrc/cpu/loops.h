@@ -47,6 +47,16 @@ struct LayerNormTask {
   int64_t rows, columns;
 };
 
+struct ShareTask {
+  Type type;
+  Form form;
+  bool given;  // `carry` holds relevance
+  double eps, first, second;
+  void* carry;  // dense, with the strides of the two that follow
+  const void* output;
+  void* product;
+};
+
 struct Loops {
   const char* name;
   // No sums: rows [begin, end) of all samples' rows.
@@ -58,6 +68,7 @@ struct Loops {
   // Units inside: the blocks' partials of samples [begin, end) added up.
   void (*epsilon_combine)(const EpsilonTask&, int64_t begin, int64_t end);
   void (*layer_norm)(const LayerNormTask&, int64_t begin, int64_t end);
+  void (*share)(const ShareTask&, int64_t begin, int64_t end);
 };
 
 // The loops for this processor. PXP_ISA=baseline|avx2|avx512 in the environment asks for fewer instructions.
@@ -70,6 +81,7 @@ const Loops& loops();
   void epsilon_units(const EpsilonTask&, int64_t, int64_t);     \
   void epsilon_combine(const EpsilonTask&, int64_t, int64_t);   \
   void layer_norm(const LayerNormTask&, int64_t, int64_t);      \
+  void share(const ShareTask&, int64_t, int64_t);               \
   }
 PXP_DECLARE_LOOPS(baseline)
 PXP_DECLARE_LOOPS(avx2)

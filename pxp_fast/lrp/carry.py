@@ -11,11 +11,20 @@ from .. import ops
 
 
 class Carry(abc.ABC):
-    """The carry of a node. Each node that it is given to either reads it (:meth:`tensor`) or uses it up."""
+    """The carry of a node. Each node that it is given to either reads it (:meth:`tensor`) or uses it up.
+
+    Where `leads`, it is the one that takes others in when they meet.
+    """
+
+    leads = False
 
     @abc.abstractmethod
     def tensor(self) -> Tensor:
         """The carry, to be read, and to be aliased by others."""
+
+    def held(self) -> Carry:
+        """The same carry, to be read more than once."""
+        return Held(self.tensor())
 
     @abc.abstractmethod
     def take(self) -> tuple[Tensor, bool]:
@@ -115,6 +124,8 @@ class Pending(Carry):
         return self.take()[0]
 
     def joined(self, other: Carry) -> Carry:
+        if other.leads:
+            return other.joined(self)
         self.rest = other if self.rest is None else self.rest.joined(other)
         return self
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import operator
 from collections.abc import Mapping, Set
 
@@ -14,11 +15,13 @@ from ..errors import CaptureError
 from .attention import Attention, MatrixProduct
 from .fold import LINEAR, WEIGHTED
 from .fused import FusedConvolution, FusedLinear, Policy
-from .graph import ATEN, argument, module_of, packet
+from .graph import ATEN, argument, module_of, packet, same_size
 from .layers import Convolution, Linear, Weighted
 from .norms import GroupNorm, LayerNorm, RootMeanSquareNorm
 from .onednn import OneLinear, PackedConvolution, packs
 from .registry import Rule
+from .relevance import RELAYING, Relayed, RelayedActivation
+from .ruled import Ruled
 from .rules import (
     ACTIVATIONS,
     Activation,
@@ -31,6 +34,9 @@ from .rules import (
     fused_activation,
 )
 from .softmax import Softmax
+from .weighted_rules import Epsilon, EpsilonRule, Pass
+
+EPSILON = Epsilon()
 
 # By overload packet, so that every overload of an operator is met.
 AFFINE = {
@@ -105,6 +111,10 @@ class Scope:
         The rule of attention's softmax.
     softmaxes
         The operators that hold a softmax of attention.
+    nonnegative
+        Nodes whose values hold no negative entry; see :func:`pxp_fast.lrp.signs.nonnegative`.
+    spread
+        Nodes that relevance may come to where their value is 0; see :func:`pxp_fast.lrp.relevance.spread`.
     """
 
     live: set[fx.Node]
@@ -117,6 +127,8 @@ class Scope:
     rules: Mapping[fx.Node, Rule] = dataclasses.field(default_factory=dict)
     softmax: str = "epsilon"
     softmaxes: Set[fx.Node] = frozenset()
+    nonnegative: Set[fx.Node] = frozenset()
+    spread: Set[fx.Node] = frozenset()
 
     @property
     def held(self) -> Set[fx.Node]:
@@ -137,13 +149,13 @@ def operator_for(node: fx.Node, scope: Scope) -> Operator:
     if node.target is operator.getitem:
         return Item(node, eps)
     if name in ("add", "sub", "rsub"):
-        activation = _sole_activation(node)
+        activation = _sole_activation(node, scope)
         step = Sum(node, eps, activation if activation is not None and activation.target is ATEN.relu.default else None)
         constants = [scope.constants[n] for n in node.args[:2] if isinstance(n, fx.Node) and n in scope.constants]
         step.masks = any(bool(torch.isinf(value).any()) for value in constants)
         return step
     if node.target in ACTIVATIONS:
-        return Activation(node, eps)
+        return (RelayedActivation if node in scope.spread else Activation)(node, eps)
     if name == "scaled_dot_product_attention":
         return Attention(node, eps, reached, scope.softmax)
     if node in scope.softmaxes and scope.softmax.startswith("z-plus"):
@@ -161,14 +173,32 @@ def operator_for(node: fx.Node, scope: Scope) -> Operator:
         name == "addcmul" and sum(n in scope.carrying for n in receivers(node)) == 1
     ):  # scale and shift: affine in what carries relevance
         return Affine(node, eps, reached)
+    if node in scope.spread and name in RELAYING and len(reached) == 1:
+        return Relayed(node, eps, reached)
     if name not in ORDINARY | SHAPED_LIKE:
         scope.fallbacks[str(node.target)] += 1
     return Taped(node, eps, reached)
 
 
-def _weighted(node: fx.Node, scope: Scope) -> Weighted:
+def _weighted(node: fx.Node, scope: Scope) -> Operator:
+    """A convolution or linear layer by its rule."""
+    rule = scope.rules.get(node, EPSILON)
+    activation, live = _sole_activation(node, scope), node.args[0] in scope.live
+    if node not in scope.spread and (not live or isinstance(rule, EpsilonRule)):
+        return _kernel(node, scope, rule.stabilizer_or(scope.eps), activation, live)
+    if isinstance(rule, Pass) and not _keeps_shape(node):
+        raise CaptureError(
+            f"rule pass on {module_of(node)}: relevance of {_shape(node)} cannot pass to an input of "
+            f"{_shape(node.args[0])}; choose another rule for this layer"
+        )
+    layer = _kernel(node, scope, scope.eps, activation, False)
+    kernel = functools.partial(_kernel, node, scope, scope.eps, None)
+    return Ruled(node, scope.eps, rule, layer, kernel, node.args[0] in scope.nonnegative)
+
+
+def _kernel(node: fx.Node, scope: Scope, eps: float, activation: fx.Node | None, needs_input: bool) -> Weighted:
     """A convolution or linear layer in the way that suits the machine."""
-    arguments = node, scope.eps, _sole_activation(node), node.args[0] in scope.live
+    arguments = node, eps, activation, needs_input
     linear = node.target is LINEAR
     if scope.policy.anything:
         return (FusedLinear if linear else FusedConvolution)(*arguments, scope.policy)
@@ -177,13 +207,28 @@ def _weighted(node: fx.Node, scope: Scope) -> Weighted:
     return (PackedConvolution if scope.onednn and packs(node) else Convolution)(*arguments)
 
 
+def _keeps_shape(node: fx.Node) -> bool:
+    """Whether the output has the shape of the first input, whatever the batch size."""
+    before, after = (n.meta["val"].shape for n in (node.args[0], node))
+    return len(before) == len(after) and all(map(same_size, before, after))
+
+
+def _shape(node: fx.Node) -> str:
+    return f"[N, {', '.join(map(str, node.meta['val'].shape[1:]))}]"
+
+
 def _products(node: fx.Node, scope: Scope) -> int:
     """How many factors carry relevance; a tensor times itself counts twice."""
     factors = node.args[1] if packet(node) == "einsum" else node.args[:2]
     return sum(isinstance(n, fx.Node) and n in scope.carrying for n in factors)
 
 
-def _sole_activation(node: fx.Node) -> fx.Node | None:
-    """The activation that alone reads the node, if `ops.epsilon` can take it along."""
+def _sole_activation(node: fx.Node, scope: Scope) -> fx.Node | None:
+    """The activation that alone reads the node, if `ops.epsilon` can take it along.
+
+    Where relevance comes to outputs that it made 0, its input is needed, which taking it along would write over.
+    """
+    if node in scope.spread:
+        return None
     user = next(iter(node.users)) if len(node.users) == 1 else None
     return user if user is not None and fused_activation(user) is not None else None

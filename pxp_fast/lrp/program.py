@@ -13,15 +13,16 @@ from torch import Tensor, fx
 from ..errors import DataError
 from .attention import Attention, HeadOutput
 from .batches import check_batch
-from .carry import Held
 from .composites import Composite, composite
 from .dispatch import Scope, operator_for, receivers
 from .fold import CONVOLUTIONS, fold_batch_norm, hoist_reshapes, prepare_for_dtype
 from .fused import FusedLinear, Policy, reproducible
 from .graph import Captured
 from .groups import groups, layer_names
-from .onednn import Packed, serves
+from .onednn import serves
+from .relevance import spread
 from .rules import Operator, Run
+from .signs import nonnegative
 from .softmax import attention_softmaxes
 from .splitting import shares_of
 from .tokens import keep_read_tokens
@@ -124,8 +125,15 @@ class Program:
         onednn = self.fast and serves(self.device, self.dtype)
         self.exact = exact
         policy = Policy(self.device, self.dtype, exact, fused)
-        scope = Scope(self.live, carrying, self.constants, self.composite.stabilizer, policy, onednn)
-        scope.rules, scope.softmax, scope.softmaxes = self.layer_rules, self.composite.softmax, softmaxes
+        nodes = list(captured.nodes())
+        scope = Scope(
+            self.live, carrying, self.constants, self.composite.stabilizer, policy, onednn,
+            rules=self.layer_rules,
+            softmax=self.composite.softmax,
+            softmaxes=softmaxes,
+            nonnegative=nonnegative(nodes, self.constants),
+            spread=spread(nodes, self.layer_rules, self.live),
+        )  # fmt: skip
         self.steps = self._compile(readers, scope)
         self.factors = self._factors()
         self.fallbacks = dict(scope.fallbacks)
@@ -160,8 +168,7 @@ class Program:
                 fused.add(step.output)
                 steps.append(step)
         for step in steps:
-            if isinstance(step, Packed):
-                step.adopt(self.constants)
+            step.adopt(self.constants)
         self._fold_splits({step.node: step for step in steps})
         views = {view for step in steps if isinstance(step, HeadOutput) for view in step.views}
         for step in steps:
@@ -270,11 +277,12 @@ class Program:
             if carry is None:
                 continue
             if observe is not None and not isinstance(carry, dict):
-                carry = Held(carry.tensor())
-                observe(step.takes, values[step.takes], carry.value)
+                carry = carry.held()
+                observe(step.takes, values[step.takes], carry.tensor())
             step.backward(run, carry, saved.pop(step))
         if observe is not None and self.input_relevance:
-            observe(self.captured.images, images, run.carries[self.captured.images].tensor())
+            carry = run.carries.get(self.captured.images)
+            observe(self.captured.images, images, carry.tensor() if carry else torch.zeros_like(images))
         return table if self.factors is None else table.mul_(self.factors)
 
     def _seed(self, logits: Tensor, targets: Tensor, initial: str) -> Tensor:

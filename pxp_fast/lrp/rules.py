@@ -122,6 +122,9 @@ class Operator:
         """The operator's value, and what `backward` needs."""
         return self.node.target(*run.value(self.node.args), **run.value(self.node.kwargs)), None
 
+    def adopt(self, constants: dict[fx.Node, Tensor]) -> None:
+        """Make ready before the first batch; weights that nobody else needs may be taken out of the constants."""
+
     @property
     def takes(self) -> fx.Node | None:
         """The node whose carry `backward` takes; None where the carry passes this operator by."""

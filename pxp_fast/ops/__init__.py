@@ -11,11 +11,13 @@ from .layer_norm import layer_norm, layer_norm_
 from .linear_epsilon import linear_epsilon
 from .mask import mask_
 from .select import select
+from .share import FORMS, share_
 
 _library.load()
 
 __all__ = [
     "ACTIVATIONS",
+    "FORMS",
     "SAMPLE_ABSOLUTE",
     "SIGNED",
     "SQUARED",
@@ -30,5 +32,6 @@ __all__ = [
     "linear_epsilon",
     "mask_",
     "select",
+    "share_",
     "unit_sums_",
 ]
