@@ -14,6 +14,7 @@ from .masks import apply_mask, masked
 from .plan import Plan, plan
 from .scores import Scores
 from .scoring import score
+from .tune import tune
 from .units import ParameterSlice, UnitGroup
 from .version import __version__
 
@@ -35,4 +36,5 @@ __all__ = [
     "plan",
     "score",
     "sweep",
+    "tune",
 ]
