@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 
 from . import progress
 from . import report as pages
-from .config import RunConfig
+from .config import RunConfig, TuneConfig
 from .data import used_among
 from .errors import ScoresError
 from .evaluate import evaluate as judge
@@ -23,12 +23,16 @@ from .masks import masked
 from .models import LoadedModel, load
 from .plan import Plan
 from .plan import plan as make_plan
+from .report import tuning as tuning_page
 from .report.words import percent
 from .results import Hits, Results
 from .run import RunResult, autocast, check_writable, curve_record, engine_notes, plan_options, run, torch_device
 from .scores import Scores
 from .scoring import score as measure
-from .selection import judging, record_images, scored_paths, scoring
+from .selection import judging, record_images, scored_paths, scoring, tuning
+from .tune import require_extra as require_optuna
+from .tune import tune as search
+from .tuning.space import Space
 
 
 def score(config: RunConfig) -> str:
@@ -128,6 +132,45 @@ def sweep(scores: Path, config: RunConfig, out: Path | None) -> str:
     if shared:
         lines.append(f"{shared} of the {read} images that judge also scored: the accuracy is that of images seen")
     return "\n".join(lines)
+
+
+def tune(config: TuneConfig, say: Callable[[str], None]) -> str:
+    """Search, and make the page; returns what was found."""
+    check_writable(config.out)
+    pages.require_extra()
+    require_optuna()
+    space = None if config.space is None else Space.load(config.space)
+    loaded, device = _prepare(config)
+    parts = tuning(config, loaded)
+    reference, judging_, held_out = (Loader(part, config.batch_size, config.workers) for part in parts)
+    counts = [len(part) for part in parts]
+    say(f"{loaded.name}: {counts[0]} images score, {counts[1]} judge the trials, {counts[2]} are held out")
+    with engine_notes() as notes:
+        found = search(
+            loaded.model,
+            reference,
+            judging_,
+            held_out=held_out,
+            out=config.out,
+            trials=config.trials,
+            objective=config.objective,
+            sampler=config.sampler,
+            space=space,
+            seed=config.seed,
+            units=config.units or None,
+            scope=config.scope,
+            absolute=config.absolute,
+            device=device,
+            dtype=getattr(torch, config.dtype),
+            exact=config.exact,
+            graph=config.graph,
+            judging_dtype=autocast(config),
+            model_name=loaded.name,
+            say=say,
+        )
+    page = config.out / "tune.html"
+    pages.save(tuning_page.render(found, config.command()), page)
+    return "\n".join([*tuning_page.summary(found), *notes, str(config.out / "best.json"), f"report: {page.resolve()}"])
 
 
 def report(folders: list[Path], out: Path | None) -> str:

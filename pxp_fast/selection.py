@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Set
 from dataclasses import replace
 from typing import Any
 
-from .config import RunConfig
-from .data import DemoImages, Images, demo_images, image_folder, split
+from .config import RunConfig, TuneConfig
+from .data import DemoImages, Images, demo_images, image_folder, shared_images, split
 from .errors import DataError
 from .models import LoadedModel
 from .scores import Scores
@@ -29,6 +30,36 @@ def scoring_and_judging(config: RunConfig, loaded: LoadedModel) -> tuple[Images,
         seed=config.seed,
         allow_fewer=config.allow_fewer,
     )
+
+
+def tuning(config: TuneConfig, loaded: LoadedModel) -> tuple[Images, Images, Images]:
+    """Images that score, that judge the trials of a search, and that are held out until its end: all disjoint."""
+    if config.val is not None:
+        first, others = scoring(config, loaded), _folder(config.val, config, loaded, None)
+    elif config.data == "demo":
+        first, others = scoring(config, loaded), demo_images("test", **_options(config, loaded))
+    else:
+        first, others = scoring_and_judging(config.model_copy(update={"eval_samples_per_class": None}), loaded)
+    if shared := shared_images(first, others):
+        raise DataError(f"{shared} of the images of --val also score: a search would favour them; give others")
+    counts = Counter(others.labels)
+    count = config.eval_samples_per_class or max(1, min(50, min(counts.values()) // 2))
+    needed = count + (config.held_out_samples_per_class or 1)
+    if not config.allow_fewer and (short := [label for label in counts if counts[label] < needed]):
+        name = others.class_names[short[0]]
+        raise DataError(
+            f"class {name} of {others.root} has {counts[short[0]]} images left that do not score, {needed} are asked for "
+            f"({count} to judge trials, the rest held out): ask for fewer (--samples-per-class, --eval-samples-per-class, "
+            "--held-out-samples-per-class), leave the class out (--classes), or allow it (--allow-fewer)"
+        )
+    judging, held_out = split(
+        others,
+        reference_per_class=count,
+        evaluation_per_class=config.held_out_samples_per_class,
+        seed=config.seed,
+        allow_fewer=config.allow_fewer,
+    )
+    return first, judging, held_out
 
 
 def scoring(config: RunConfig, loaded: LoadedModel) -> Images:

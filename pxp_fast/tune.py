@@ -19,8 +19,7 @@ from .errors import DataError, NumericalError, PlanError, PxpError
 from .evaluate import RATES
 from .loader import Loader
 from .lrp import Composite
-from .lrp.composites import NAMES as PRESETS
-from .lrp.composites import composite as composite_of
+from .lrp.composites import PRESETS
 from .progress import Track
 from .scoring import model_name_of
 from .version import __version__
@@ -61,8 +60,8 @@ def tune(
 ) -> Tuning:
     """Search for the composite by whose scores a network is pruned best.
 
-    Named composites are tried first, ``"epsilon"`` before all, so what is found is never worse than they are on the
-    images that judge. Scores and judgements are kept in `out` and never made twice. A search that was interrupted, even
+    Named composites that the space holds are tried first, ``"epsilon"`` before all, so what is found is never worse than
+    they are on the images that judge. Scores and judgements are kept in `out` and never made twice. A search that was interrupted, even
     killed, goes on where it was when it is asked for again, and several processes with the same `out` share the trials.
 
     Parameters
@@ -81,9 +80,9 @@ def tune(
     trials
         How many there are to be in the end, with those that `out` holds already.
     objective
-        ``"a-pr"``: mean accuracy over the rates 0, 0.05 ... 0.95; ``"top-pr"``: the highest of these rates that keeps 95 %
-        of the accuracy; ``"rate:0.5"``: accuracy with half of the units removed; ``"flops:0.5"``: accuracy at half of
-        the FLOPs (:class:`pxp_fast.tuning.flops.Flops`).
+        ``"a-pr"``: mean accuracy over the rates 0, 0.05 ... 0.95; ``"top-pr"``: the highest of these rates that keeps
+        95 % of the accuracy; ``"rate:0.5"``: accuracy with half of the units removed; ``"flops:0.5"``: accuracy at half
+        of the FLOPs (:class:`pxp_fast.tuning.flops.Flops`).
     sampler
         ``"tpe"``, ``"gp"`` (a Gaussian process) or ``"random"``.
     space
@@ -200,7 +199,7 @@ def _presets(space: Space, uses: Uses) -> tuple[dict[str, dict[str, Any]], list[
     found: dict[str, dict[str, Any]] = {}
     missing: list[str] = []
     for name in sorted(PRESETS, key=lambda name: name != "epsilon"):
-        parameters = space.parameters_of(Candidate(composite_of(name), space.magnitude[0]), uses)
+        parameters = space.parameters_of(Candidate(PRESETS[name], space.magnitude[0]), uses)
         if parameters is None:
             missing.append(name)
         elif parameters not in found.values():  # two that differ in what has no bearing here
@@ -228,7 +227,7 @@ def _best(study: Study, judge: Judge, goal: Objective) -> tuple[Contender, Conte
     """The best candidate and the epsilon composite, which is the best where no trial does better."""
     from .tuning.space import Candidate
 
-    epsilon = _contender(Candidate(composite_of("epsilon"), True), None, judge, goal)
+    epsilon = _contender(Candidate(PRESETS["epsilon"], True), None, judge, goal)
     best = study.best()
     if best is None or best.value <= epsilon.tuning.value:
         return epsilon, epsilon

@@ -47,15 +47,13 @@ class Composite:
         """The mapping that :meth:`from_mapping` makes this composite of."""
         values = {"name": self.name, "stabilizer": self.stabilizer}
         values |= {group: getattr(self, group).describe() for group in GROUPS}
-        layers = [[pattern, given.describe()] for pattern, given in self.layers]
-        return values | {"softmax": self.softmax, "layers": layers}
+        return values | {"softmax": self.softmax}
 
     @classmethod
     def from_mapping(cls, mapping: Mapping) -> Composite:
         """The composite that a mapping describes."""
         values = dict(mapping)
         values |= {group: rule(values[group]) for group in GROUPS if group in values}
-        values["layers"] = tuple((pattern, rule(given)) for pattern, given in values.get("layers", ()))
         return cls(**values)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -69,15 +67,15 @@ class Composite:
         return cls.from_mapping(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
-NAMES = ("epsilon",)
+PRESETS = {"epsilon": Composite()}
 
 
 def composite(given: str | Composite) -> Composite:
     """A composite by name, from a file, or as it is."""
     if isinstance(given, Composite):
         return given
-    if given not in NAMES and given.endswith(".json"):
+    if given not in PRESETS and given.endswith(".json"):
         return Composite.load(given)
-    if given not in NAMES:
-        raise PxpError(f"composite {given!r} is not known; choose one of {', '.join(NAMES)}")
-    return Composite(given)
+    if given not in PRESETS:
+        raise PxpError(f"composite {given!r} is not known; choose one of {', '.join(PRESETS)}")
+    return PRESETS[given]

@@ -23,7 +23,7 @@ class _Record(pydantic.BaseModel, extra="forbid", frozen=True):
 class TrialRecord(_Record):
     """One trial: `state` is ``"complete"``, ``"pruned"`` (hopeless, so ended early) or ``"failed"``.
 
-    `value` is the objective, of a pruned trial from the rates judged so far; `preset` the named composite it is, if any;
+    `value` is the objective, of a pruned trial from the rates judged so far; `preset` the named composite that it is;
     `intermediate` the values after each step but the last; `problem` what made it fail.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import math
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from ..errors import PxpError
 from ..finding import find_units
 from ..lrp import Composite, capture
 from ..lrp.dispatch import receivers
-from ..lrp.graph import Captured, packet
+from ..lrp.graph import Captured, module_of, packet
 from ..lrp.groups import groups as groups_of
 from .cache import key_of
 
@@ -155,26 +156,42 @@ class Space(pydantic.BaseModel, extra="forbid", frozen=True):
 
 
 class Uses(NamedTuple):
-    """What of a composite bears on a network's scores: groups of layers, and whether there is a softmax."""
+    """What of a composite bears on a network's scores.
+
+    Attributes
+    ----------
+    groups
+        The groups with a layer that relevance passes.
+    softmax
+        Whether relevance passes an attention.
+    modules
+        The names of the layers in question.
+    """
 
     groups: tuple[str, ...]
     softmax: bool
+    modules: tuple[str, ...]
 
     def key_of(self, composite: Composite) -> str:
         """:func:`key_of`, but for what has no bearing."""
         described = composite.describe()
-        idle = {group: None for group in GROUPS if group not in self.groups}
-        return key_of({**described, **idle, **({} if self.softmax else {"softmax": None})})
+        described |= {group: None for group in GROUPS if group not in self.groups}
+        described |= {} if self.softmax else {"softmax": None}
+        layers = {pattern: found.describe() for pattern, found in composite.layers if self._matches(pattern)}
+        return key_of({**described, "layers": layers})
+
+    def _matches(self, pattern: str) -> bool:
+        return any(fnmatch.fnmatchcase(module, pattern) for module in self.modules)
 
 
 def uses_of(model: nn.Module, example: torch.Tensor, kinds: tuple[str, ...] | None) -> Uses:
     """Find what bears on the scores: only layers that pass relevance on to units below them have a say."""
     captured = capture(model, example)
-    read = {site.node for site in find_units(captured, kinds)}
-    passing = _passing(captured, read)
-    found = {group for node, group in groups_of(captured).items() if node in passing}
+    passing = _passing(captured, {site.node for site in find_units(captured, kinds)})
+    layers = {node: group for node, group in groups_of(captured).items() if node in passing}
     softmax = any("softmax" in packet(node) or "attention" in packet(node) for node in passing)
-    return Uses(tuple(group for group in GROUPS if group in found), softmax)
+    modules = tuple(module_of(node) for node in layers)
+    return Uses(tuple(group for group in GROUPS if group in layers.values()), softmax, modules)
 
 
 def _passing(captured: Captured, read: set[fx.Node]) -> set[fx.Node]:

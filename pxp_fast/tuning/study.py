@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,6 @@ class Study:
 
     def __init__(self, folder: Path, sampler: str, seed: int, made_for: Mapping[str, Any]) -> None:
         self.folder = folder
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         with self._alone():
             self.study = optuna.create_study(
                 study_name="pxp_fast",
@@ -124,7 +123,7 @@ class Study:
                     self.study.enqueue_trial(trial.params, user_attrs=again)
 
     @contextmanager
-    def _alone(self):
+    def _alone(self) -> Iterator[None]:
         """While no other process chooses what to do next."""
         with locked(self.folder / ".study.lock"), _quiet():
             yield
@@ -172,7 +171,13 @@ def _counts(trial: FrozenTrial) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterable[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna's, of what is experimental in it
-        yield
+def _quiet() -> Iterator[None]:
+    """While Optuna neither tells of every trial nor warns of what is experimental in it."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)
