@@ -48,9 +48,10 @@ def tuning(config: TuneConfig, loaded: LoadedModel) -> tuple[Images, Images, Ima
     if not config.allow_fewer and (short := [label for label in counts if counts[label] < needed]):
         name = others.class_names[short[0]]
         raise DataError(
-            f"class {name} of {others.root} has {counts[short[0]]} images left that do not score, {needed} are asked for "
-            f"({count} to judge trials, the rest held out): ask for fewer (--samples-per-class, --eval-samples-per-class, "
-            "--held-out-samples-per-class), leave the class out (--classes), or allow it (--allow-fewer)"
+            f"class {name} of {others.root} has {counts[short[0]]} images that do not score, {needed} are asked for "
+            f"({count} to judge trials, the rest held out): ask for fewer (--samples-per-class, "
+            "--eval-samples-per-class, --held-out-samples-per-class), leave the class out (--classes), or allow it "
+            "(--allow-fewer)"
         )
     judging, held_out = split(
         others,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterable
@@ -14,10 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from . import environment
-from .data import shared_images
-from .errors import DataError, NumericalError, PlanError, PxpError
+from .errors import NumericalError, PlanError, PxpError
 from .evaluate import RATES
-from .loader import Loader
 from .lrp import Composite
 from .lrp.composites import PRESETS
 from .progress import Track
@@ -60,9 +57,10 @@ def tune(
 ) -> Tuning:
     """Search for the composite by whose scores a network is pruned best.
 
-    Named composites that the space holds are tried first, ``"epsilon"`` before all, so what is found is never worse than
-    they are on the images that judge. Scores and judgements are kept in `out` and never made twice. A search that was interrupted, even
-    killed, goes on where it was when it is asked for again, and several processes with the same `out` share the trials.
+    Named composites that the space holds are tried first, ``"epsilon"`` before all, so what is found is never worse
+    than they are on the images that judge. Scores and judgements are kept in `out` and never made twice. A search that
+    was interrupted, even killed, goes on where it was when it is asked for again, and several processes with the same
+    `out` share the trials.
 
     Parameters
     ----------
@@ -111,6 +109,7 @@ def tune(
         Optuna is missing, an option is not known, `out` belongs to another search, images that judge also score ...
     """
     require_extra()
+    from .tuning.identity import digest, digest_of_images, digest_of_weights, refuse_overlap
     from .tuning.objective import Objective
     from .tuning.records import Tuning
     from .tuning.space import Space, uses_of
@@ -124,15 +123,13 @@ def tune(
     space = space if isinstance(space, Space) else Space.of(space or {})
     kinds = tuple(units) if units is not None else None
     splits = {"tuning": judging} | ({} if held_out is None else {"held-out": held_out})
-    _refuse_overlap({"score": reference, "judge": judging, "are held out": held_out})
-    made_for = {
+    refuse_overlap({"score": reference, "judge": judging, "are held out": held_out})
+    scored_by = {
         "model": model_name or model_name_of(model),
-        "weights": _digest_of_weights(model),
-        "scoring_images": _digest_of_images(reference),
-        "judging_images": _digest_of_images(judging),
-        "held_out_images": _digest_of_images(held_out),
-        "objective": str(goal),
-        "search_space": space.model_dump(mode="json"),
+        "weights": digest_of_weights(model),
+        "scoring_images": digest_of_images(reference),
+        "judging_images": digest_of_images(judging),
+        "held_out_images": digest_of_images(held_out),
         "units": list(kinds or ()),
         "scope": scope,
         "absolute": absolute,
@@ -141,11 +138,12 @@ def tune(
         "exact": exact,
         "version": __version__,
     }
+    made_for = scored_by | {"objective": str(goal), "search_space": space.model_dump(mode="json")}
     judge = Judge(
         model,
         reference,
         splits,
-        folder / "cache",
+        folder / "cache" / digest(scored_by),
         scoring_options={"units": kinds, "device": device, "dtype": dtype, "exact": exact, "graph": graph,
                          "model_name": made_for["model"]},
         plan_options={"scope": scope, "absolute": absolute},
@@ -285,42 +283,3 @@ def _line(study: Study, number: int, goal: Objective) -> str:
         return f"trial {number}{name} failed: {record.problem}{known}"
     what = goal.title if record.state == "complete" else "given up at"
     return f"trial {number}{name}: {what} {record.value:.4f}{known}, {record.seconds:.1f} s"
-
-
-def _refuse_overlap(parts: dict[str, Batches | None]) -> None:
-    """Raise DataError where an image is in two of the parts, as far as loaders tell which images they load."""
-    known = [(name, part.dataset) for name, part in parts.items() if isinstance(part, Loader)]
-    for position, (name, images) in enumerate(known):
-        for other, others in known[position + 1 :]:
-            if count := shared_images(images, others):
-                raise DataError(
-                    f"{count} of the images that {other} are also among those that {name}: a search would favour what "
-                    "suits these; give other images"
-                )
-
-
-def _digest_of_weights(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
-
-
-def _digest_of_images(batches: Batches | None) -> str:
-    """Of the names and labels of a loader's images; of the first batch and the length of anything else."""
-    digest = hashlib.sha256()
-    if isinstance(batches, Loader):
-        images = batches.dataset
-        digest.update(str(images.preprocess).encode())
-        for sample in images.samples:
-            name = os.path.relpath(sample.path, images.root) if images.on_disk else f"{images.root} {sample.path}"
-            digest.update(f"{sample.label} {name}\n".encode())
-    elif batches is not None:
-        if iter(batches) is batches:
-            raise DataError("the images come from an iterator that can be used but once; pass a loader or a list")
-        first = next(iter(batches), ())
-        digest.update(str(len(batches) if hasattr(batches, "__len__") else "").encode())
-        for tensor in first:
-            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ def headline(tuning: Tuning) -> str:
     )
 
 
-def notes(tuning: Tuning):
+def notes(tuning: Tuning) -> Iterator[str]:
     """What a reader must know before believing the numbers."""
     best, epsilon = tuning.best, tuning.epsilon
     if best.held_out is None:

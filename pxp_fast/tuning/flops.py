@@ -115,7 +115,7 @@ def _share(layer: nn.Module, inputs: Tensor) -> float:
     if layer.bias is not None:
         outputs |= layer.bias.detach().view_as(outputs) != 0
     inputs = inputs.view(groups, -1) & (weight.amax(1) > 0)
-    return float((outputs.sum(1) * inputs.sum(1)).sum() / weight.numel())
+    return int((outputs.sum(1) * inputs.sum(1)).sum()) / weight.numel()
 
 
 def _prefixes(name: str) -> list[str]:

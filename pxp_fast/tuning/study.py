@@ -41,7 +41,7 @@ class Study:
                 study_name="pxp_fast",
                 storage=journal(folder / "study.journal"),
                 sampler=_ByNumber(sampler, seed),
-                pruner=optuna.pruners.MedianPruner(n_startup_trials=8, n_warmup_steps=0, n_min_trials=4),
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_min_trials=4),
                 direction="maximize",
                 load_if_exists=True,
             )
@@ -117,10 +117,11 @@ class Study:
         """Let the trials of processes that are no more be tried again."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if not alive(self.folder / "workers", trial.user_attrs.get("worker")):
-                again = {name: value for name, value in trial.user_attrs.items() if name == "preset"}
+                # Killed again between these two lines, it is tried twice, which costs nothing.
+                if parameters := trial.system_attrs.get("fixed_params") or trial.params:
+                    kept = {name: value for name, value in trial.user_attrs.items() if name == "preset"}
+                    self.study.enqueue_trial(parameters, user_attrs=kept)
                 self.study.tell(trial.number, state=TrialState.FAIL)
-                if trial.params:
-                    self.study.enqueue_trial(trial.params, user_attrs=again)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
