@@ -17,6 +17,7 @@ from .scoring import score
 from .stability import Stability, balanced_order, stability
 from .stopping import UntilStable
 from .tasks import Task, random_task
+from .tune import tune
 from .units import ParameterSlice, UnitGroup
 from .version import __version__
 
@@ -44,4 +45,5 @@ __all__ = [
     "score",
     "stability",
     "sweep",
+    "tune",
 ]

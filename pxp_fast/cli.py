@@ -206,6 +206,30 @@ def stability(
 
 
 @app.command()
+def tune(
+    model: o.Model, data: o.Data, out: o.Out = Path("tune"), trials: o.Trials = 40, objective: o.Objective = "a-pr",
+    sampler: o.Sampler = "tpe", space: o.Space = None, val: o.Val = None, weights: o.Weights = None,
+    checkpoint_kwargs: o.CheckpointKwargs = "{}", samples_per_class: o.Samples = 20,
+    eval_samples_per_class: o.TuningSamples = None, held_out_samples_per_class: o.HeldOutSamples = None,
+    classes: o.Classes = None, allow_fewer: o.AllowFewer = False, seed: o.Seed = 0, units: o.Units = None,
+    scope: o.Scope = "kind", absolute: o.Absolute = "pxp", device: o.Device = "auto", dtype: o.Dtype = "float32",
+    exact: o.Exact = False, graph: o.Graph = True, batch_size: o.BatchSize = 128, workers: o.Workers = None,
+) -> None:  # fmt: skip
+    """Search for the composite whose scores prune best.
+
+    Some images score, others judge the trials, and on others still, held out, the best is compared with epsilon.
+    Leaves best.json (for `score --composite`), tune.json and tune.html in --out. Interrupted, it goes on where it was
+    when started again; started several times at once, the processes share the trials.
+
+    Example: pxp-fast tune torchvision:vgg16 --weights vgg16.pth --data imagenet/val --classes 0,1,2 --trials 40
+    """
+    config = _config(**locals())
+    from . import commands
+
+    typer.echo(commands.tune(config, _say))
+
+
+@app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(help="Folders that `run` wrote, for one page.", metavar="DIR...")],
     out: Annotated[Path | None, typer.Option(help="The page; by default in the first folder.", metavar="FILE")] = None,
@@ -265,10 +289,10 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _config(**values: Any) -> RunConfig:
-    """The options as a :class:`RunConfig`; what does not fit is a usage error."""
+    """The options as a :class:`RunConfig`, or a :class:`TuneConfig`; what does not fit is a usage error."""
     from pydantic import ValidationError
 
-    from .config import RunConfig
+    from .config import RunConfig, TuneConfig
 
     for name in ("classes", "units", "until_stable"):
         if name in values:
@@ -280,7 +304,7 @@ def _config(**values: Any) -> RunConfig:
         if name in values:
             values[name] = o.json_object(values[name])
     try:
-        return RunConfig(**values)
+        return (TuneConfig if "trials" in values else RunConfig)(**values)
     except ValidationError as error:
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 
 from . import progress
 from . import report as pages
-from .config import RunConfig
+from .config import RunConfig, TuneConfig
 from .data import Images, used_among
 from .errors import ScoresError
 from .evaluate import Evaluation
@@ -23,6 +23,7 @@ from .loader import Loader
 from .models import LoadedModel, load
 from .plan import Plan
 from .plan import plan as make_plan
+from .report import tuning as tuning_page
 from .report.words import percent
 from .results import Hits, Results
 from .run import (
@@ -40,9 +41,12 @@ from .run import (
 )
 from .scores import Scores
 from .scoring import score as measure
-from .selection import for_task, interleaved, judging, record_images, scored_paths, scoring, task_of
+from .selection import for_task, interleaved, judging, record_images, scored_paths, scoring, task_of, tuning
 from .stability import stability as study
 from .stopping import in_words
+from .tune import require_extra as require_optuna
+from .tune import tune as search
+from .tuning.space import Space
 
 
 def score(config: RunConfig) -> str:
@@ -190,6 +194,45 @@ def stability(scores: Path, config: RunConfig, sizes: tuple[int, ...], seeds: in
         f"{seeds} subsets of each size beside all {found.full} images, removing {config.rate:.0%} of the units"
     )
     return "\n".join([*lines, str(place / "stability.json"), str(place / "stability.svg")])
+
+
+def tune(config: TuneConfig, say: Callable[[str], None]) -> str:
+    """Search, and make the page; returns what was found."""
+    check_writable(config.out)
+    pages.require_extra()
+    require_optuna()
+    space = None if config.space is None else Space.load(config.space)
+    loaded, device = _prepare(config)
+    parts = tuning(config, loaded)
+    reference, judging_, held_out = (Loader(part, config.batch_size, config.workers) for part in parts)
+    counts = [len(part) for part in parts]
+    say(f"{loaded.name}: {counts[0]} images score, {counts[1]} judge the trials, {counts[2]} are held out")
+    with engine_notes() as notes:
+        found = search(
+            loaded.model,
+            reference,
+            judging_,
+            held_out=held_out,
+            out=config.out,
+            trials=config.trials,
+            objective=config.objective,
+            sampler=config.sampler,
+            space=space,
+            seed=config.seed,
+            units=config.units or None,
+            scope=config.scope,
+            absolute=config.absolute,
+            device=device,
+            dtype=getattr(torch, config.dtype),
+            exact=config.exact,
+            graph=config.graph,
+            judging_dtype=autocast(config),
+            model_name=loaded.name,
+            say=say,
+        )
+    page = config.out / "tune.html"
+    pages.save(tuning_page.render(found, config.command()), page)
+    return "\n".join([*tuning_page.summary(found), *notes, str(config.out / "best.json"), f"report: {page.resolve()}"])
 
 
 def report(folders: list[Path], out: Path | None) -> str:

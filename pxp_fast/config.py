@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -39,6 +39,7 @@ class RunConfig(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    verb: ClassVar[str] = "run"
 
     model: str
     data: str
@@ -107,8 +108,8 @@ class RunConfig(BaseModel):
 
     def command(self) -> str:
         """The command line that asks for this run."""
-        words = ["pxp-fast", "run", self.model, "--data", self.data]
-        defaults = RunConfig(model=self.model, data=self.data)
+        words = ["pxp-fast", self.verb, self.model, "--data", self.data]
+        defaults = type(self)(model=self.model, data=self.data)
         for name in type(self).model_fields:
             value = getattr(self, name)
             if name in ("model", "data") or value == getattr(defaults, name):
@@ -121,3 +122,29 @@ class RunConfig(BaseModel):
             else:
                 words += [option, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
         return shlex.join(words)
+
+
+class TuneConfig(RunConfig):
+    """The options of ``pxp-fast tune``; those of a run that it has no use for keep their defaults.
+
+    Parameters
+    ----------
+    samples_per_class : images of each class that score.
+    eval_samples_per_class : images of each class that judge the trials; None: half of the others, at most 50.
+    held_out_samples_per_class : images of each class, besides these, on which the best is compared with epsilon; None:
+        all that are left.
+    trials : how many there are to be in the end.
+    objective, sampler : as :func:`pxp_fast.tune` takes them.
+    space : the file of a search space, None: the whole one.
+    """
+
+    verb: ClassVar[str] = "tune"
+
+    out: Path = Path("tune")
+    samples_per_class: int = Field(20, ge=0)
+    batch_size: int = Field(128, ge=1)
+    held_out_samples_per_class: int | None = Field(None, ge=1)
+    trials: int = Field(40, ge=1)
+    objective: str = "a-pr"
+    sampler: Literal["tpe", "gp", "random"] = "tpe"
+    space: Path | None = None

@@ -54,7 +54,7 @@ def labels(text: str | None, option: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-_INPUT, _CHOICE, _MACHINE = "Network and images", "What is removed", "Machine"
+_INPUT, _CHOICE, _MACHINE, _SEARCH = "Network and images", "What is removed", "Machine", "Search"
 
 Model = Annotated[
     str, typer.Argument(help="timm:NAME, torchvision:NAME, MODULE:CALLABLE or demo:vgg|resnet|vit.", metavar="MODEL")
@@ -246,3 +246,43 @@ Workers = Annotated[
 Out = Annotated[Path, typer.Option(help="Folder for the results.", metavar="DIR")]
 HeatMapCount = Annotated[int, typer.Option("--heatmaps", help="Images to explain before and after.", min=0)]
 ScoresFile = Annotated[Path, typer.Argument(help="scores.safetensors, or the folder it is in.", metavar="SCORES")]
+
+Trials = Annotated[
+    int,
+    typer.Option(help="Trials in the end, with those that --out holds already.", min=1, rich_help_panel=_SEARCH),
+]
+Objective = Annotated[
+    str,
+    typer.Option(
+        help="a-pr, top-pr, rate:0.5 (accuracy with half of the units removed), flops:0.5 (at half of the FLOPs).",
+        rich_help_panel=_SEARCH,
+    ),
+]
+Sampler = Annotated[
+    Literal["tpe", "gp", "random"],
+    typer.Option(help="Parzen estimators, a Gaussian process, or chance.", rich_help_panel=_SEARCH),
+]
+Space = Annotated[
+    Path | None,
+    typer.Option(
+        help="JSON or YAML file of the rules and ranges to search. Default: all.",
+        metavar="FILE",
+        rich_help_panel=_SEARCH,
+    ),
+]
+TuningSamples = Annotated[
+    int | None,
+    typer.Option(
+        help="Images of each class that judge trials. Default: half of those that do not score, at most 50.",
+        min=1,
+        rich_help_panel=_INPUT,
+    ),
+]
+HeldOutSamples = Annotated[
+    int | None,
+    typer.Option(
+        help="Images of each class for the final comparison. Default: all that are left.",
+        min=1,
+        rich_help_panel=_INPUT,
+    ),
+]

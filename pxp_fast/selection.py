@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Set
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 
 import torch
 
-from .config import RunConfig
-from .data import DemoImages, Images, class_folders, demo_images, image_folder, split
+from .config import RunConfig, TuneConfig
+from .data import DemoImages, Images, class_folders, demo_images, image_folder, shared_images, split
 from .errors import DataError
 from .labels import match_classes
 from .models import LoadedModel
@@ -77,6 +78,37 @@ def interleaved(images: Images, seed: int) -> Images:
 def read_by(scores: Scores, images: Images) -> Images:
     """Those of the images that scored: the first ones, where scoring stopped early."""
     return replace(images, samples=images.used[: scores.samples], stand_ins=[])
+
+
+def tuning(config: TuneConfig, loaded: LoadedModel) -> tuple[Images, Images, Images]:
+    """Images that score, that judge the trials of a search, and that are held out until its end: all disjoint."""
+    if config.val is not None:
+        first, others = scoring(config, loaded), _folder(config.val, config, loaded, None)
+    elif config.data == "demo":
+        first, others = scoring(config, loaded), demo_images("test", **_options(config, loaded))
+    else:
+        first, others = scoring_and_judging(config.model_copy(update={"eval_samples_per_class": None}), loaded)
+    if shared := shared_images(first, others):
+        raise DataError(f"{shared} of the images of --val also score: a search would favour them; give others")
+    counts = Counter(others.labels)
+    count = config.eval_samples_per_class or max(1, min(50, min(counts.values()) // 2))
+    needed = count + (config.held_out_samples_per_class or 1)
+    if not config.allow_fewer and (short := [label for label in counts if counts[label] < needed]):
+        name = others.class_names[short[0]]
+        raise DataError(
+            f"class {name} of {others.root} has {counts[short[0]]} images that do not score, {needed} are asked for "
+            f"({count} to judge trials, the rest held out): ask for fewer (--samples-per-class, "
+            "--eval-samples-per-class, --held-out-samples-per-class), leave the class out (--classes), or allow it "
+            "(--allow-fewer)"
+        )
+    judging, held_out = split(
+        others,
+        reference_per_class=count,
+        evaluation_per_class=config.held_out_samples_per_class,
+        seed=config.seed,
+        allow_fewer=config.allow_fewer,
+    )
+    return first, judging, held_out
 
 
 def scoring(config: RunConfig, loaded: LoadedModel) -> Images:

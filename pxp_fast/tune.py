@@ -1,0 +1,285 @@
+"""The search for the composite that prunes best: which rule for which layers, and with which parameters."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from . import environment
+from .errors import NumericalError, PlanError, PxpError
+from .evaluate import RATES
+from .lrp import Composite
+from .lrp.composites import PRESETS
+from .progress import Track
+from .scoring import model_name_of
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .tuning.objective import Objective
+    from .tuning.records import Contender, Judged, TrialRecord, Tuning
+    from .tuning.space import Candidate, Space, Uses
+    from .tuning.study import Study
+    from .tuning.trials import Judge
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+def tune(
+    model: nn.Module,
+    reference: Batches,
+    judging: Batches,
+    *,
+    held_out: Batches | None = None,
+    out: str | os.PathLike[str] = "tune",
+    trials: int = 40,
+    objective: str = "a-pr",
+    sampler: str = "tpe",
+    space: Space | dict | None = None,
+    seed: int = 0,
+    units: Iterable[str] | None = None,
+    scope: str = "kind",
+    absolute: str = "pxp",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    exact: bool = False,
+    graph: bool = True,
+    judging_dtype: torch.dtype | None = None,
+    model_name: str | None = None,
+    progress: Track | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Tuning:
+    """Search for the composite by whose scores a network is pruned best.
+
+    Named composites that the space holds are tried first, ``"epsilon"`` before all, so what is found is never worse
+    than they are on the images that judge. Scores and judgements are kept in `out` and never made twice. A search that
+    was interrupted, even killed, goes on where it was when it is asked for again, and several processes with the same
+    `out` share the trials.
+
+    Parameters
+    ----------
+    model
+        Maps images ``[N, C, H, W]`` to logits ``[N, classes]``; afterwards exactly as before.
+    reference
+        The images that score, as for :func:`pxp_fast.score`; to be iterated over once for each composite.
+    judging
+        Images by which trials are judged, none of which scores. Iterated over several times for each trial.
+    held_out
+        Images that neither score nor judge: on these the best is compared with epsilon. None: no comparison.
+    out
+        The folder: ``best.json`` (the composite, as :meth:`Composite.load` and ``score --composite`` take it),
+        ``tune.json``, ``study.journal`` and ``cache/``.
+    trials
+        How many there are to be in the end, with those that `out` holds already.
+    objective
+        ``"a-pr"``: mean accuracy over the rates 0, 0.05 ... 0.95; ``"top-pr"``: the highest of these rates that keeps
+        95 % of the accuracy; ``"rate:0.5"``: accuracy with half of the units removed; ``"flops:0.5"``: accuracy at half
+        of the FLOPs (:class:`pxp_fast.tuning.flops.Flops`).
+    sampler
+        ``"tpe"``, ``"gp"`` (a Gaussian process) or ``"random"``.
+    space
+        Where to look: a :class:`pxp_fast.tuning.space.Space`, or the mapping of one.
+    seed
+        Of the sampler: the same gives the same trials, in one process.
+    units, device, dtype, exact, graph, model_name
+        As for :func:`pxp_fast.score`.
+    scope, absolute
+        As for :func:`pxp_fast.plan`.
+    judging_dtype
+        Autocast to it when judging; None: as the model is.
+    progress
+        ``track(iterable, description, total)``; None: silent.
+    say
+        Called with a line for people after each trial.
+
+    Returns
+    -------
+    Tuning
+        What ``tune.json`` holds; its `composite` is the best.
+
+    Raises
+    ------
+    PxpError
+        Optuna is missing, an option is not known, `out` belongs to another search, images that judge also score ...
+    """
+    require_extra()
+    from .tuning.identity import digest, digest_of_images, digest_of_weights, refuse_overlap
+    from .tuning.objective import Objective
+    from .tuning.records import Tuning
+    from .tuning.space import Space, uses_of
+    from .tuning.storage import Worker, locked
+    from .tuning.study import Study
+    from .tuning.trials import Judge
+
+    if trials < 1:
+        raise PxpError(f"{trials} trials were asked for; ask for at least 1")
+    folder, goal = Path(out), Objective.parse(objective)
+    space = space if isinstance(space, Space) else Space.of(space or {})
+    kinds = tuple(units) if units is not None else None
+    splits = {"tuning": judging} | ({} if held_out is None else {"held-out": held_out})
+    refuse_overlap({"score": reference, "judge": judging, "are held out": held_out})
+    scored_by = {
+        "model": model_name or model_name_of(model),
+        "weights": digest_of_weights(model),
+        "scoring_images": digest_of_images(reference),
+        "judging_images": digest_of_images(judging),
+        "held_out_images": digest_of_images(held_out),
+        "units": list(kinds or ()),
+        "scope": scope,
+        "absolute": absolute,
+        "dtype": str(dtype),
+        "judging_dtype": str(judging_dtype),
+        "exact": exact,
+        "version": __version__,
+    }
+    made_for = scored_by | {"objective": str(goal), "search_space": space.model_dump(mode="json")}
+    judge = Judge(
+        model,
+        reference,
+        splits,
+        folder / "cache" / digest(scored_by),
+        scoring_options={"units": kinds, "device": device, "dtype": dtype, "exact": exact, "graph": graph,
+                         "model_name": made_for["model"]},
+        plan_options={"scope": scope, "absolute": absolute},
+        dtype=judging_dtype,
+        progress=progress,
+    )  # fmt: skip
+    study = Study(folder, sampler, seed, made_for)
+    uses = uses_of(model, judge.example, kinds)
+    presets, missing = _presets(space, uses)
+    study.enqueue(presets)
+    with Worker(folder / "workers") as worker:
+        while (trial := study.next(worker, trials)) is not None:
+            candidate = space.suggest(trial, uses)
+            trial.set_user_attr("composite", candidate.composite.describe())
+            trial.set_user_attr("magnitude", candidate.magnitude)
+            _attempt(study, trial, candidate, judge, goal)
+            say(_line(study, trial.number, goal))
+    with locked(folder / ".conclusion.lock"):  # of several processes the last to end knows most
+        best, epsilon = _best(study, judge, goal)
+        tuning = Tuning(
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            objective=str(goal),
+            sampler=sampler,
+            space=space.model_dump(mode="json"),
+            made_for=made_for,
+            tuning_images=judge.images("tuning"),
+            held_out_images=None if held_out is None else judge.images("held-out"),
+            best=best,
+            epsilon=epsilon,
+            trials=tuple(_record(trial) for trial in study.finished()),
+            missing_presets=tuple(missing),
+            running=study.running(),
+            importance=study.importance(),
+            environment=environment.describe(torch.device(device or next(model.parameters()).device)),
+        )
+        tuning.composite.save(folder / "best.json")
+        tuning.save(folder / "tune.json")
+    return tuning
+
+
+def require_extra() -> None:
+    """Raise PxpError, naming the pip extra, unless what the search is made with is installed."""
+    if importlib.util.find_spec("optuna") is None:
+        raise PxpError("tuning needs optuna; install it with: pip install 'pxp_fast[tune]'")
+
+
+def _presets(space: Space, uses: Uses) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The parameters of the named composites that the space holds, and the names of those that it does not."""
+    from .tuning.space import Candidate
+
+    found: dict[str, dict[str, Any]] = {}
+    missing: list[str] = []
+    for name in sorted(PRESETS, key=lambda name: name != "epsilon"):
+        parameters = space.parameters_of(Candidate(PRESETS[name], space.magnitude[0]), uses)
+        if parameters is None:
+            missing.append(name)
+        elif parameters not in found.values():  # two that differ in what has no bearing here
+            found[name] = parameters
+    return found, missing
+
+
+def _attempt(study: Study, trial: Any, candidate: Candidate, judge: Judge, goal: Objective) -> None:
+    """Judge a candidate step by step, and give up when it does worse than most did by then; presets go to the end."""
+    accuracies: dict[float, float] = {}
+    try:
+        steps = judge.steps(goal, candidate)
+        for position, rates in enumerate(steps):
+            accuracies |= judge.accuracies(candidate, rates)
+            if position < len(steps) - 1:
+                trial.report(goal.value(accuracies), position)
+                if "preset" not in trial.user_attrs and trial.should_prune():
+                    return study.tell(trial)
+    except (NumericalError, PlanError) as error:
+        return study.tell(trial, problem=str(error))
+    return study.tell(trial, goal.value(accuracies))
+
+
+def _best(study: Study, judge: Judge, goal: Objective) -> tuple[Contender, Contender]:
+    """The best candidate and the epsilon composite, which is the best where no trial does better."""
+    from .tuning.space import Candidate
+
+    epsilon = _contender(Candidate(PRESETS["epsilon"], True), None, judge, goal)
+    best = study.best()
+    if best is None or best.value <= epsilon.tuning.value:
+        return epsilon, epsilon
+    chosen = Candidate(Composite.from_mapping(best.user_attrs["composite"]), best.user_attrs["magnitude"])
+    return _contender(chosen, best.number, judge, goal), epsilon
+
+
+def _contender(candidate: Candidate, number: int | None, judge: Judge, goal: Objective) -> Contender:
+    from .tuning.records import Contender, Judged
+
+    steps = judge.steps(goal, candidate)
+    wanted = {rate for rates in steps for rate in rates}
+    judged: dict[str, Judged] = {}
+    for split in judge.splits:
+        found = judge.accuracies(candidate, sorted(wanted | set(RATES)), split)
+        value = goal.value({rate: found[rate] for rate in wanted})
+        at = None if goal.at is None else max(wanted)
+        judged[split] = Judged(value=value, at=at, rates=RATES, accuracies=tuple(found[rate] for rate in RATES))
+    return Contender(
+        composite=candidate.composite.describe(),
+        magnitude=candidate.magnitude,
+        trial=number,
+        tuning=judged["tuning"],
+        held_out=judged.get("held-out"),
+    )
+
+
+def _record(trial: Any) -> TrialRecord:
+    from .tuning.records import TrialRecord
+
+    names = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
+    values = sorted(trial.intermediate_values.items())
+    return TrialRecord(
+        number=trial.number,
+        state=names[trial.state.name],
+        value=trial.value,
+        composite=trial.user_attrs["composite"],
+        magnitude=trial.user_attrs["magnitude"],
+        parameters=trial.params,
+        preset=trial.user_attrs.get("preset"),
+        intermediate=tuple(value for _, value in values),
+        seconds=None if trial.duration is None else round(trial.duration.total_seconds(), 3),
+        problem=trial.user_attrs.get("problem"),
+    )
+
+
+def _line(study: Study, number: int, goal: Objective) -> str:
+    """What became of a trial."""
+    trial = next(trial for trial in study.finished() if trial.number == number)
+    record = _record(trial)
+    name = f" ({record.preset})" if record.preset else ""
+    best = study.best()
+    known = "" if best is None else f"; best {best.value:.4f}, trial {best.number}"
+    if record.state == "failed":
+        return f"trial {number}{name} failed: {record.problem}{known}"
+    what = goal.title if record.state == "complete" else "given up at"
+    return f"trial {number}{name}: {what} {record.value:.4f}{known}, {record.seconds:.1f} s"
