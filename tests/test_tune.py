@@ -24,12 +24,12 @@ from pxp_fast import data, selection
 from pxp_fast.cli import app
 from pxp_fast.config import TuneConfig
 from pxp_fast.demo import network
+from pxp_fast.demo.networks import ViT
 from pxp_fast.errors import OutputError, PlanError, PxpError
 from pxp_fast.evaluate import RATES
 from pxp_fast.loader import Loader
 from pxp_fast.lrp.composites import PRESETS
 from pxp_fast.lrp.registry import RULES
-from pxp_fast.models import load
 from pxp_fast.report import tuning as page
 from pxp_fast.tuning import storage
 from pxp_fast.tuning.flops import Flops
@@ -431,12 +431,11 @@ def test_a_space_is_read_from_json_or_yaml(tmp_path):
 
 @pytest.mark.skipif(not {"z-plus", "gamma", "alpha-beta"} <= set(RULES), reason="these rules are not there yet")
 def test_every_rule_takes_part_and_named_composites_come_first(tmp_path):
-    model = network("vit")
-    images = data.demo_images("test", model=load("demo:vit"), samples_per_class=6)
-    reference, rest = data.split(images, reference_per_class=2)
-    judging, held_out = data.split(rest, reference_per_class=2)
-    loaders = [Loader(part, 32) for part in (reference, judging, held_out)]
-    found = pxp.tune(model, *loaders[:2], held_out=loaders[2], out=tmp_path, trials=14, model_name="vit")
+    torch.manual_seed(2)
+    model = ViT(width=16, depth=2, heads=2, hidden=24, classes=4).eval()
+    pictures = [torch.randn(16, 1, 28, 28) for _ in range(3)]
+    reference, judging, held_out = ([(part, model(part).argmax(1))] for part in pictures)
+    found = pxp.tune(model, reference, judging, held_out=held_out, out=tmp_path, trials=14)
     named = [t for t in found.trials if t.preset]
     assert [t.number for t in named] == list(range(len(named))) and named[0].preset == "epsilon"
     assert all(t.state == "complete" for t in named) and len(named) >= 4
@@ -449,8 +448,8 @@ def test_every_rule_takes_part_and_named_composites_come_first(tmp_path):
                 assert (key.replace(".rule", ".gamma") in trial.parameters) == (value == "gamma")
         assert "softmax" in trial.parameters
     assert {t.state for t in found.trials} <= {"complete", "pruned"}
-    scores = pxp.score(model, loaders[0], composite=pxp.Composite.load(tmp_path / "best.json"))
-    curve = pxp.sweep(model, scores, loaders[2], magnitude=found.best.magnitude)
+    scores = pxp.score(model, reference, composite=pxp.Composite.load(tmp_path / "best.json"))
+    curve = pxp.sweep(model, scores, held_out, magnitude=found.best.magnitude)
     assert curve.a_pr == pytest.approx(found.best.held_out.value, abs=1e-12)
 
 
