@@ -1,4 +1,4 @@
-"""Three classifiers of 32 x 32 colour images, laid out and named as the networks of the PXP paper are in torchvision and timm.
+"""Three classifiers of 32 x 32 colour images, laid out as the PXP paper's are in torchvision and timm.
 
 Nothing in them is written for pruning. Their sizes are those that two CPU cores train and prune a hundred times over.
 """

@@ -1,7 +1,8 @@
 """Train a network of the experiments on CIFAR-10: `python -m bench.experiments.train NETWORK ...`.
 
-Writes NETWORK.safetensors (float16) and NETWORK.json (recipe, accuracy, hardware, versions) into the folder `--out`. The
-accuracy is that of the file, on all 10,000 test images. The same seed, machine and number of threads give the same file.
+Writes NETWORK.safetensors (float16) and NETWORK.json (recipe, accuracy, hardware, versions) into the folder `--out`.
+The accuracy is that of the file, on all 10,000 test images. The same seed, machine and number of threads give the same
+file.
 """
 
 from __future__ import annotations
