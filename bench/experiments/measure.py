@@ -36,8 +36,12 @@ class Bench:
         Reference images per class, of the training set.
     judged, judged_small
         Test images per class that judge: with all classes, and with three of them.
-    seeds
-        Tasks of three classes.
+    seeds, random_seeds
+        Tasks of three classes; random orders where all classes are kept.
+    draws, counts
+        Draws of reference images where their number is studied, and these numbers per class.
+    trials, tuning
+        Of the search for a composite, and training images per class that judge them.
     dtype
         In which pruned networks are judged; scores are float32.
     """
@@ -51,6 +55,8 @@ class Bench:
     random_seeds: int = 5
     draws: int = 5
     counts: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100)
+    trials: int = 30
+    tuning: int = 30
     dtype: str = "bfloat16"
 
     @functools.cache  # noqa: B019 - lives as long as the command
@@ -67,14 +73,14 @@ class Bench:
         return Judge(model, list(task.loader(data.batches(images, BATCH))), getattr(torch, self.dtype))
 
     @functools.cache  # noqa: B019
-    def scores(self, subject: Subject, criterion: str, composite: str | None, per_class: int, **keep: bool) -> Any:
-        """Scores over `per_class` training images of every class; `keep` is what :func:`pxp_fast.score` keeps apart."""
+    def scores(self, subject: Subject, criterion: str, composite: str | None, images: int, **keep: bool) -> Any:
+        """Scores over `images` training images of every class; `keep` is what :func:`pxp_fast.score` keeps apart."""
         options: dict[str, Any] = {"units": [subject.kind], "model_name": subject.network, **keep}
         if criterion != "lrp":
             options["criterion"] = criterion
         elif composite is not None:
             options["composite"] = self.composite(subject, composite)
-        reference = data.batches(data.images("train", per_class), BATCH)
+        reference = data.batches(data.images("train", images), BATCH)
         return pxp.score(self.network(subject.network), reference, **options)
 
     def composite(self, subject: Subject, name: str) -> Any:

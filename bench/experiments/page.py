@@ -105,8 +105,8 @@ def reference_caption(records: Records) -> str:
     record = next(record for name, record in records.items() if name.startswith("references_"))
     return (
         f"All ten classes, mean ± standard error over {record['draws']} draws; judged on {record['judged_per_class']} "
-        f"test images per class. Agreement is the part of the units removed at a rate of {record['overlap_at']:.0%} that "
-        "two draws without a common image both remove; orders that have nothing in common agree on "
+        f"test images per class. Agreement is the part of the units removed at a rate of {record['overlap_at']:.0%} "
+        "that two draws without a common image both remove; orders that have nothing in common agree on "
         f"{record['overlap_at']:.0%}."
     )
 

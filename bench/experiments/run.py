@@ -28,6 +28,7 @@ from .methods import METHODS, SUBJECTS, Method, Subject, methods_of
 OVERLAP_RATE = 0.3
 STUDIED = ("epsilon", "taylor", "activation")
 QUICK = {"references": 3, "judged": 5, "judged_small": 5, "seeds": 2, "random_seeds": 2, "draws": 2, "counts": (1, 3)}
+QUICK |= {"trials": 4, "tuning": 3}
 
 
 def three_classes(bench: Bench, subject: Subject, method: Method) -> dict[str, Any]:
