@@ -85,7 +85,10 @@ class Bench:
 
     def composite(self, subject: Subject, name: str) -> Any:
         """A preset's name, or what the search found for the subject."""
-        return pxp.Composite.from_mapping(self.tuned(subject)["composite"]) if name == "tuned" else name
+        if name != "tuned":
+            return name
+        described = self.tuned(subject)["composite"]
+        return pxp.Composite.from_mapping(described)
 
     def tuned(self, subject: Subject) -> dict[str, Any]:
         """What the search found for the subject."""
