@@ -132,6 +132,21 @@ CLAIMS = (
         "For heads the optimised composite is no better than the epsilon rule.", _HEADS, no_better("tuned", "epsilon")
     ),
     Claim(
+        "The optimised composite prunes better than the composites of the literature.",
+        SUBJECTS,
+        better("tuned", ["epsilon_plus", "epsilon_gamma", "alpha2_beta1", "attnlrp", "cp_lrp", "pxp_vit"]),
+    ),
+    Claim(
+        "For neurons of a ViT the epsilon rule prunes better than the z-plus heuristic (epsilon-plus).",
+        _NEURONS,
+        better("epsilon", ["epsilon_plus"]),
+    ),
+    Claim(
+        "For heads the z-plus heuristic (epsilon-plus) is no better than chance.",
+        _HEADS,
+        no_better("epsilon_plus", "random"),
+    ),
+    Claim(
         "The optimised composite prunes better than gradient, Taylor and integrated gradients.",
         SUBJECTS,
         better("tuned", ["gradient", "taylor", "integrated_gradients"]),

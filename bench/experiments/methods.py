@@ -70,7 +70,7 @@ METHODS = (
     Method("tuned", "LRP, optimised composite", composite="tuned"),
     Method("epsilon", "LRP, epsilon", composite="epsilon"),
     Method("epsilon_signed", "LRP, epsilon, signed relevance", composite="epsilon", magnitude=False),
-    Method("epsilon_plus", "LRP, epsilon-plus", composite="epsilon-plus", networks=CNNS),
+    Method("epsilon_plus", "LRP, epsilon-plus", composite="epsilon-plus"),
     Method("epsilon_gamma", "LRP, epsilon-gamma", composite="epsilon-gamma", networks=CNNS),
     Method("alpha2_beta1", "LRP, alpha2-beta1", composite="alpha2-beta1", networks=CNNS),
     Method("attnlrp", "LRP, AttnLRP", composite="attnlrp", networks=VITS),

@@ -35,12 +35,15 @@ def section(records: Records, weights: Records) -> str:
     for experiment, title in (("three", "Three classes"), ("all", "All ten classes")):
         if any(f"{experiment}_{subject.name}" in records for subject in SUBJECTS):
             parts += [f"### {title}", caption(records, experiment)]
-            parts += ["A_PR:", table(records, experiment, results.a_pr, str)]
+            parts += ["A_PR; with nothing removed it would be the unpruned accuracy:"]
+            parts += [table(records, experiment, results.a_pr, str)]
             parts += ["Top-PR:", table(records, experiment, results.top_pr, percent)]
             parts += [f"![Accuracy against units removed](pxp_{experiment}.svg)"]
     if any(name.startswith("references_") for name in records):
         parts += ["### Reference images", reference_caption(records), reference_table(records)]
         parts += ["![A_PR and agreement against reference images](pxp_references.svg)"]
+    if tuned := [subject for subject in SUBJECTS if f"tuned_{subject.name}" in records]:
+        parts += ["### Optimised composites", tuned_table({s.title: records[f"tuned_{s.name}"] for s in tuned})]
     parts += ["### The paper's claims", claim_table(records)]
     parts += ["### Where magnitude or activation beats LRP", baseline_table(records)]
     parts += [machine(records)]
@@ -84,6 +87,9 @@ def table(
             found.setdefault(name, {})[subject.name] = results.estimate(measure(cell, record["rates"]))
     best = {s.name: max(row[s.name].mean for row in found.values() if s.name in row) for s in subjects}
     lines = ["| | " + " | ".join(subject.title for subject in subjects) + " |", "|---|" + "---:|" * len(subjects)]
+    if measure is results.a_pr:
+        whole = [results.estimate(unpruned(records[f"{experiment}_{subject.name}"])) for subject in subjects]
+        lines.append("| *unpruned accuracy* | " + " | ".join(map(text, whole)) + " |")
     for method in (method for method in METHODS if method.name in found):
         row = found[method.name]
         cells = [
@@ -91,6 +97,12 @@ def table(
         ]
         lines.append(f"| {method.title} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def unpruned(record: dict[str, Any]) -> list[float]:
+    """Accuracy at rate 0, which every order shares, for the repetitions of the one that has fewest."""
+    rows = min((cell for cell in record["cells"].values()), key=lambda cell: len(cell["correct"]))
+    return [curve.accuracies[0] for curve in results.curves(rows, record["rates"])]
 
 
 def bold(text: str, so: bool) -> str:
@@ -135,6 +147,33 @@ def reference_curves(record: dict[str, Any], name: str) -> dict[str, list[result
         "A_PR": [results.estimate(results.a_pr(row, record["rates"])) for row in rows],
         "agreement": [results.estimate(cell["overlap"][str(n)]) for n in record["counts"]],
     }
+
+
+def tuned_table(found: Records) -> str:
+    """What the search chose for each subject, and its A_PR on the training images that judged trials."""
+    lines = [
+        "| | low | mid | high | fully connected | softmax | stabilizer | ranked by | A_PR of trials: best, epsilon |"
+    ]
+    lines.append("|---" * 9 + "|")
+    for title, record in found.items():
+        composite = record["composite"]
+        rules = [rule_text(composite[group]) for group in ("low", "mid", "high", "fully_connected")]
+        ranked = "absolute" if record["magnitude"] else "signed"
+        cells = [title, *rules, composite["softmax"], f"{composite['stabilizer']:g}", ranked]
+        lines.append(
+            f"| {' | '.join(cells)} | {record['a_pr']:.3f}, {record['a_pr_epsilon']:.3f} ({record['trials']}) |"
+        )
+    lines.append("")
+    lines.append("In brackets the number of trials. A group that passes nothing on to a unit has no bearing.")
+    return "\n".join(lines)
+
+
+def rule_text(rule: str | dict[str, Any]) -> str:
+    """A rule as a composite's file has it, in a few words."""
+    if isinstance(rule, str):
+        return rule
+    values = [f"{key} {value:g}" for key, value in rule.items() if isinstance(value, int | float)]
+    return f"{rule['rule']} ({', '.join(values)})" if values else rule["rule"]
 
 
 def claim_table(records: Records) -> str:

@@ -101,7 +101,7 @@ def draws(classes: int, most: int, count: int, seed: int) -> tuple[list[int], li
 def overlap(one: pxp.Plan, other: pxp.Plan) -> float:
     """The fraction of the units that one plan removes which the other removes too; both remove equally many."""
     removed = [{(group.name, unit) for group in plan.groups for unit in group.removed} for plan in (one, other)]
-    return len(removed[0] & removed[1]) / max(1, len(removed[0]))
+    return round(len(removed[0] & removed[1]) / max(1, len(removed[0])), 4)
 
 
 EXPERIMENTS: dict[str, Callable[[Bench, Subject, Method], dict[str, Any]]] = {

@@ -165,8 +165,9 @@ def records():
 def test_tables_show_mean_and_standard_error_and_the_best_in_bold(records):
     table = page.table(records, "three", results.a_pr, str).splitlines()
     assert table[0] == "| | ViT, heads |"
-    assert table[2] == "| LRP, optimised composite | **0.783 ± 0.017** |"
-    assert table[3] == "| LRP, epsilon | 0.550 ± 0.029 |"
+    assert table[2] == "| *unpruned accuracy* | 1.000 ± 0.000 |"
+    assert table[3] == "| LRP, optimised composite | **0.783 ± 0.017** |"
+    assert table[4] == "| LRP, epsilon | 0.550 ± 0.029 |"
     assert page.table(records, "all", results.top_pr, page.percent).splitlines()[2] == "| LRP, epsilon | **25%** |"
     assert page.reference_table(records).splitlines()[2:] == [
         "| ViT, heads: LRP, epsilon | A_PR | 0.250 ± 0.050 | 0.400 ± 0.000 |",
@@ -207,6 +208,15 @@ def test_where_a_baseline_beats_relevance_is_listed(records):
         and "worse" in lines[3]
     )
     assert page.baseline_table({}) == "Not measured."
+
+
+def test_a_composite_is_shown_in_a_few_words():
+    rules = {"low": {"rule": "gamma", "gamma": 0.1}, "mid": "epsilon", "high": {"rule": "z-plus"}}
+    composite = {**rules, "fully_connected": "epsilon", "softmax": "cp", "stabilizer": 1e-6}
+    found = {"composite": composite, "magnitude": True, "trials": 30, "a_pr": 0.75, "a_pr_epsilon": 0.7}
+    assert page.tuned_table({"ViT": found}).splitlines()[2] == (
+        "| ViT | gamma (gamma 0.1) | epsilon | z-plus | epsilon | cp | 1e-06 | absolute | 0.750, 0.700 (30) |"
+    )
 
 
 def test_the_page_is_made_and_stays_the_same(records, tmp_path):
