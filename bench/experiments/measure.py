@@ -34,8 +34,8 @@ class Bench:
         Folders of trained networks and of result files.
     references
         Reference images per class, of the training set.
-    judged, judged_small
-        Test images per class that judge: with all classes, and with three of them.
+    judged, judged_small, judged_often
+        Test images per class that judge: with all classes, with three of them, and in the study of reference images.
     seeds, random_seeds
         Tasks of three classes; random orders where all classes are kept.
     draws, counts
@@ -50,10 +50,11 @@ class Bench:
     results: Path
     references: int = 10
     judged: int = 100
-    judged_small: int = 30
+    judged_small: int = 25
+    judged_often: int = 25
     seeds: int = 20
     random_seeds: int = 5
-    draws: int = 5
+    draws: int = 3
     counts: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100)
     trials: int = 30
     tuning: int = 30

@@ -260,6 +260,8 @@ def draw_references(records: Records, path: Path) -> None:
                 axis.errorbar(record["counts"], means, errors, color=COLOURS[name], lw=1.6, capsize=2, label=label)
         column[0].set_title(subject.title)
         column[1].set(xlabel="reference images per class", xscale="log", ylim=(0, 1))
+        column[1].set_xticks(record["counts"], map(str, record["counts"]))
+        column[1].minorticks_off()
         for axis in column:
             _plain(axis)
     axes[0, 0].set_ylabel("A_PR")

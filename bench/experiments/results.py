@@ -45,9 +45,9 @@ class Results:
                 return cls(path, head, record["cells"], about or {})
         return cls(path, head, about=about or {})
 
-    def cell(self, name: str, make: Callable[[], dict[str, Any]]) -> bool:
-        """Make a cell unless the file has it; whether it was made."""
-        if name in self.cells:
+    def cell(self, name: str, make: Callable[[], dict[str, Any]], again: bool = False) -> bool:
+        """Make a cell unless the file has it, or `again`; whether it was made."""
+        if name in self.cells and not again:
             return False
         self.cells[name] = make()
         self.save()

@@ -23,12 +23,12 @@ from pxp_fast.errors import PxpError
 
 from . import data, results, search, train
 from .measure import Bench
-from .methods import METHODS, SUBJECTS, Method, Subject, methods_of
+from .methods import BY_NAME, SUBJECTS, Method, Subject, methods_of
 
 OVERLAP_RATE = 0.3
-STUDIED = ("epsilon", "taylor", "activation")
+STUDIED = ("epsilon", "taylor")
 QUICK = {"references": 3, "judged": 5, "judged_small": 5, "seeds": 2, "random_seeds": 2, "draws": 2, "counts": (1, 3)}
-QUICK |= {"trials": 4, "tuning": 3}
+QUICK |= {"judged_often": 5, "trials": 4, "tuning": 3}
 
 
 def three_classes(bench: Bench, subject: Subject, method: Method) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def references(bench: Bench, subject: Subject, method: Method) -> dict[str, Any]
     """
     most = max(bench.counts)
     table = bench.scores(subject, method.criterion, method.composite, 2 * most, per_sample=True)
-    judge = bench.judge(subject.network, tuple(range(len(data.CLASSES))), max(1, bench.judged // 2))
+    judge = bench.judge(subject.network, tuple(range(len(data.CLASSES))), bench.judged_often)
     cell: dict[str, Any] = {"correct": {}, "overlap": {}, "total": judge.total}
     for count in bench.counts:
         rows, overlaps = [], []
@@ -117,7 +117,7 @@ def head(bench: Bench, experiment: str, subject: Subject) -> dict[str, Any]:
     common["judged_in"] = bench.dtype
     if experiment == "references":
         counts = {"counts": bench.counts, "draws": bench.draws, "overlap_at": OVERLAP_RATE}
-        return common | counts | {"judged_per_class": max(1, bench.judged // 2)}
+        return common | counts | {"judged_per_class": bench.judged_often}
     common["references_per_class"] = bench.references
     if experiment == "three":
         tasks = [task_of(seed) for seed in range(bench.seeds)]
@@ -125,8 +125,10 @@ def head(bench: Bench, experiment: str, subject: Subject) -> dict[str, Any]:
     return common | {"judged_per_class": bench.judged, "random_seeds": bench.random_seeds}
 
 
-def run(bench: Bench, experiments: list[str], subjects: list[Subject], methods: list[str]) -> list[str]:
-    """Fill the cells; the names of those that could not be."""
+def run(
+    bench: Bench, experiments: list[str], subjects: list[Subject], methods: list[str], again: bool = False
+) -> list[str]:
+    """Fill the cells, or make them again; the names of those that could not be."""
     failed = []
     for subject in subjects:
         if "tune" in experiments and not bench.tuned_path(subject).is_file():
@@ -137,7 +139,7 @@ def run(bench: Bench, experiments: list[str], subjects: list[Subject], methods: 
             for method in methods_of(subject):
                 if method.name in methods and (experiment != "references" or method.name in STUDIED):
                     make = functools.partial(timed, EXPERIMENTS[experiment], bench, subject, method)
-                    what = functools.partial(kept.cell, method.name, make)
+                    what = functools.partial(kept.cell, method.name, make, again)
                     failed += attempt(f"{experiment} {subject.name} {method.name}", what)
     return failed
 
@@ -175,7 +177,8 @@ def main() -> int:
     names = ["tune", *EXPERIMENTS]
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="EXPERIMENT", help=", ".join(names))
     parser.add_argument("--subjects", nargs="+", choices=[s.name for s in SUBJECTS], metavar="SUBJECT")
-    parser.add_argument("--methods", nargs="+", choices=[m.name for m in METHODS], metavar="METHOD")
+    parser.add_argument("--methods", nargs="+", choices=list(BY_NAME), metavar="METHOD")
+    parser.add_argument("--again", action="store_true", help="make finished cells again (not the search)")
     parser.add_argument("--quick", action="store_true", help="few images, seeds and trials, into out/experiments")
     parser.add_argument("--weights", type=Path, default=train.WEIGHTS, help="folder of the trained networks")
     parser.add_argument("--out", type=Path, help="folder of the results")
@@ -186,7 +189,7 @@ def main() -> int:
     bench = Bench(options.weights, folder, **(QUICK if options.quick else {}))
     subjects = [s for s in SUBJECTS if options.subjects is None or s.name in options.subjects]
     started = time.perf_counter()
-    failed = run(bench, options.only, subjects, options.methods or [method.name for method in METHODS])
+    failed = run(bench, options.only, subjects, options.methods or list(BY_NAME), options.again)
     print(f"{time.perf_counter() - started:.0f} s in all; results in {folder}")
     if failed:
         print(f"{len(failed)} left out: {', '.join(failed)}", file=sys.stderr)

@@ -52,10 +52,11 @@ def test_finished_cells_are_kept_and_others_made_again_with_other_settings(tmp_p
     assert first.cell("a", lambda: {"total": 1})
     with pytest.raises(ZeroDivisionError):
         first.cell("b", lambda: 1 / 0)
+    assert json.loads(path.read_text())["about"] == {"processor": "Abacus"}
     again = results.Results.open(path, {"seeds": (1, 2)})
     assert again.cells == {"a": {"total": 1}} and not again.cell("a", lambda: pytest.fail("made twice"))
     assert results.Results.open(path, {"seeds": (1, 2, 3)}).cells == {}
-    assert json.loads(path.read_text())["about"] == {"processor": "Abacus"}
+    assert again.cell("a", lambda: {"total": 2}, again=True) and again.cells == {"a": {"total": 2}}
 
 
 def test_every_prefix_of_the_images_is_balanced():
