@@ -134,7 +134,7 @@ CLAIMS = (
     Claim(
         "The optimised composite prunes better than the composites of the literature.",
         SUBJECTS,
-        better("tuned", ["epsilon_plus", "epsilon_gamma", "alpha2_beta1", "attnlrp", "cp_lrp", "pxp_vit"]),
+        better("tuned", ["epsilon_plus", "epsilon_gamma", "alpha2_beta1", "attnlrp", "cp_lrp"]),
     ),
     Claim(
         "For neurons of a ViT the epsilon rule prunes better than the z-plus heuristic (epsilon-plus).",
