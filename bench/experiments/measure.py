@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,8 +43,8 @@ class Bench:
         Draws of reference images where their number is studied, and these numbers per class.
     trials, tuning
         Of the search for a composite, and training images per class that judge them.
-    dtype
-        In which pruned networks are judged; scores are float32.
+    dtype, device
+        In and on which pruned networks are judged; scores are float32, on the same device.
     """
 
     weights: Path
@@ -59,10 +60,16 @@ class Bench:
     trials: int = 30
     tuning: int = 30
     dtype: str = "bfloat16"
+    device: str = "cpu"
 
     @functools.cache  # noqa: B019 - lives as long as the command
     def network(self, name: str) -> nn.Module:
-        return train.load(name, self.weights)
+        return train.load(name, self.weights).to(self.device)
+
+    def weights_digest(self, name: str) -> str | None:
+        """Which weights a network has; None where it has not been trained."""
+        path = self.weights / f"{name}.safetensors"
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None
 
     @functools.cache  # noqa: B019
     def judge(self, network: str, classes: tuple[int, ...], per_class: int) -> Judge:
@@ -70,7 +77,7 @@ class Bench:
         images = data.images("test", per_class)
         model = self.network(network)
         if len(classes) < len(data.CLASSES):
-            model = task.slice(model, images[0][:2])
+            model = task.slice(model, images[0][:2].to(self.device))
         return Judge(model, list(task.loader(data.batches(images, BATCH))), getattr(torch, self.dtype))
 
     @functools.cache  # noqa: B019

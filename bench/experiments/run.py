@@ -114,7 +114,7 @@ EXPERIMENTS: dict[str, Callable[[Bench, Subject, Method], dict[str, Any]]] = {
 def head(bench: Bench, experiment: str, subject: Subject) -> dict[str, Any]:
     """All that a cell depends on beside its method."""
     common = {"experiment": experiment, "network": subject.network, "kind": subject.kind, "rates": pxp.RATES}
-    common["judged_in"] = bench.dtype
+    common |= {"weights": bench.weights_digest(subject.network), "judged_in": bench.dtype}
     if experiment == "references":
         counts = {"counts": bench.counts, "draws": bench.draws, "overlap_at": OVERLAP_RATE}
         return common | counts | {"judged_per_class": bench.judged_often}
@@ -135,7 +135,7 @@ def run(
             failed += attempt(f"tune {subject.name}", lambda subject=subject: search.tune(bench, subject))
         for experiment in (name for name in EXPERIMENTS if name in experiments):
             path = bench.results / f"{experiment}_{subject.name}.json"
-            kept = results.Results.open(path, head(bench, experiment, subject), about())
+            kept = results.Results.open(path, head(bench, experiment, subject), about(bench))
             for method in methods_of(subject):
                 if method.name in methods and (experiment != "references" or method.name in STUDIED):
                     make = functools.partial(timed, EXPERIMENTS[experiment], bench, subject, method)
@@ -162,13 +162,12 @@ def attempt(name: str, make: Callable[[], bool | None]) -> list[str]:
     return []
 
 
-def about() -> dict[str, Any]:
+def about(bench: Bench) -> dict[str, Any]:
     """What makes the results, which has no part in whether cells belong together."""
-    return {"command": " ".join(["python -m bench.experiments.run", *sys.argv[1:]]), **environment.describe(device())}
-
-
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {
+        "command": " ".join(["python -m bench.experiments.run", *sys.argv[1:]]),
+        **environment.describe(torch.device(bench.device)),
+    }
 
 
 def main() -> int:
@@ -186,7 +185,8 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     folder = options.out or (Path("out/experiments") if options.quick else results.FOLDER)
-    bench = Bench(options.weights, folder, **(QUICK if options.quick else {}))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    bench = Bench(options.weights, folder, device=device, **(QUICK if options.quick else {}))
     subjects = [s for s in SUBJECTS if options.subjects is None or s.name in options.subjects]
     started = time.perf_counter()
     failed = run(bench, options.only, subjects, options.methods or list(BY_NAME), options.again)

@@ -47,7 +47,7 @@ def tune(bench: Bench, subject: Subject) -> bool:
         "references_per_class": bench.references,
         "judged_per_class": bench.tuning,
         "seconds": round(time.perf_counter() - started, 1),
-        "about": environment.describe(torch.device("cpu")),
+        "about": environment.describe(torch.device(bench.device)),
     }
     with atomic_write(bench.tuned_path(subject)) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")

@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.train_demo import augment, round_to_half
 from pxp_fast import environment
+from pxp_fast.errors import PxpError
 from pxp_fast.files import atomic_write
 
 from . import data
@@ -59,12 +60,12 @@ def load(name: str, folder: Path = WEIGHTS) -> nn.Module:
 
     Raises
     ------
-    FileNotFoundError
+    PxpError
         It has not been trained.
     """
     path = folder / f"{name}.safetensors"
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}; make it with `python -m bench.experiments.train {name}`")
+        raise PxpError(f"there is no {path.name}; make it with `python -m bench.experiments.train {name}`")
     model = NETWORKS[name]()
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
     return model.eval()

@@ -127,6 +127,8 @@ def test_what_cannot_run_is_named_and_the_rest_is_made(bench, capsys):
     assert run.run(bench, ["all"], [RESNET], ["tuned", "random"]) == ["all resnet20_filter tuned"]
     assert "there is no tuned_resnet20_filter.json" in capsys.readouterr().err
     assert list(json.loads((bench.results / "all_resnet20_filter.json").read_text())["cells"]) == ["random"]
+    assert run.run(bench, ["all"], [HEADS], ["random"]) == ["all vit_head random"]
+    assert "python -m bench.experiments.train vit" in capsys.readouterr().err
 
 
 def test_overlap_counts_the_units_that_both_remove(bench):
