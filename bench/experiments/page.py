@@ -1,0 +1,311 @@
+"""The tables and plots of docs/pxp.md, from the committed results: `python -m bench.experiments.page`.
+
+Writes what stands between the two markers in docs/pxp.md, and docs/pxp_*.svg. Doing it again changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench import figures
+from bench.readme import ROOT
+from pxp_fast.files import atomic_write
+
+from . import claims, results
+from .methods import BY_NAME, METHODS, SUBJECTS
+
+START, END = "<!-- results: made by `python -m bench.experiments.page` -->", "<!-- end of results -->"
+SHOWN = ("tuned", "epsilon", "taylor", "activation", "magnitude", "random")
+COLOURS = dict(zip(SHOWN, ("#0b6e69", "#2f9e8f", "#c77f1b", "#b4436c", "#5461a8", "#9aa5b1"), strict=True))
+Records = dict[str, dict[str, Any]]
+
+
+def load(folder: Path) -> Records:
+    """The result files by name, such as ``three_vit_head``."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def section(records: Records, weights: Records) -> str:
+    """All that stands between the markers."""
+    parts = ["### Networks", networks(weights)]
+    for experiment, title in (("three", "Three classes"), ("all", "All ten classes")):
+        if any(f"{experiment}_{subject.name}" in records for subject in SUBJECTS):
+            parts += [f"### {title}", caption(records, experiment)]
+            parts += ["A_PR; with nothing removed it would be the unpruned accuracy:"]
+            parts += [table(records, experiment, results.a_pr, str)]
+            parts += ["Top-PR:", table(records, experiment, results.top_pr, percent)]
+            parts += [f"![Accuracy against units removed](pxp_{experiment}.svg)"]
+    if any(name.startswith("references_") for name in records):
+        parts += ["### Reference images", reference_caption(records), reference_table(records)]
+        parts += ["![A_PR and agreement against reference images](pxp_references.svg)"]
+    if tuned := [subject for subject in SUBJECTS if f"tuned_{subject.name}" in records]:
+        parts += ["### Optimised composites", tuned_table({s.title: records[f"tuned_{s.name}"] for s in tuned})]
+    parts += ["### The paper's claims", claim_table(records)]
+    parts += ["### Where magnitude or activation beats LRP", baseline_table(records)]
+    parts += [machine(records)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def networks(weights: Records) -> str:
+    lines = ["| network | parameters | test accuracy | trained by | on |", "|---|---:|---:|---|---|"]
+    for facts in weights.values():
+        on = facts["environment"]
+        lines.append(
+            f"| {facts['network']} | {facts['parameters']:,} | {facts['accuracy']:.2%} | `{facts['command']}` | "
+            f"{on['processor'] if on['device'] == 'cpu' else on['device']}, torch {on['torch']} |"
+        )
+    return "\n".join(lines)
+
+
+def caption(records: Records, experiment: str) -> str:
+    record = next(records[f"{experiment}_{s.name}"] for s in SUBJECTS if f"{experiment}_{s.name}" in records)
+    per_class, judged = record["references_per_class"], record["judged_per_class"]
+    if experiment == "three":
+        tasks = len(record["tasks"])
+        what = f"Mean ± standard error over {tasks} random choices of three classes; the classifier is sliced to them"
+    else:
+        what = f"The whole classifier; for random, mean ± standard error over {record['random_seeds']} orders"
+    return (
+        f"{what}. {per_class} reference images per class from the training set; judged on {judged} test images per "
+        f"class, in {record['judged_in']}, at {len(record['rates'])} rates, without retraining."
+    )
+
+
+def table(
+    records: Records, experiment: str, measure: Callable[..., list[float]], text: Callable[[results.Estimate], str]
+) -> str:
+    """A row for each method, a column for each subject; the best of each column in bold."""
+    subjects = [subject for subject in SUBJECTS if f"{experiment}_{subject.name}" in records]
+    found: dict[str, dict[str, results.Estimate]] = {}
+    for subject in subjects:
+        record = records[f"{experiment}_{subject.name}"]
+        for name, cell in record["cells"].items():
+            found.setdefault(name, {})[subject.name] = results.estimate(measure(cell, record["rates"]))
+    best = {s.name: max(row[s.name].mean for row in found.values() if s.name in row) for s in subjects}
+    lines = ["| | " + " | ".join(subject.title for subject in subjects) + " |", "|---|" + "---:|" * len(subjects)]
+    if measure is results.a_pr:
+        whole = [results.estimate(unpruned(records[f"{experiment}_{subject.name}"])) for subject in subjects]
+        lines.append("| *unpruned accuracy* | " + " | ".join(map(text, whole)) + " |")
+    for method in (method for method in METHODS if method.name in found):
+        row = found[method.name]
+        cells = [
+            "" if s.name not in row else bold(text(row[s.name]), row[s.name].mean == best[s.name]) for s in subjects
+        ]
+        lines.append(f"| {method.title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def unpruned(record: dict[str, Any]) -> list[float]:
+    """Accuracy at rate 0, which every order shares, for the repetitions of the one that has fewest."""
+    rows = min((cell for cell in record["cells"].values()), key=lambda cell: len(cell["correct"]))
+    return [curve.accuracies[0] for curve in results.curves(rows, record["rates"])]
+
+
+def bold(text: str, so: bool) -> str:
+    return f"**{text}**" if so else text
+
+
+def percent(value: results.Estimate) -> str:
+    return f"{value.mean:.0%}" if value.error is None else f"{100 * value.mean:.1f} ± {100 * value.error:.1f} %"
+
+
+def reference_caption(records: Records) -> str:
+    record = next(record for name, record in records.items() if name.startswith("references_"))
+    return (
+        f"All ten classes, mean ± standard error over {record['draws']} draws; judged on {record['judged_per_class']} "
+        f"test images per class. Agreement is the part of the units removed at a rate of {record['overlap_at']:.0%} "
+        "that two draws without a common image both remove; orders that have nothing in common agree on "
+        f"{record['overlap_at']:.0%}."
+    )
+
+
+def reference_table(records: Records) -> str:
+    lines: list[str] = []
+    for subject in SUBJECTS:
+        record = records.get(f"references_{subject.name}")
+        if record is None:
+            continue
+        if not lines:
+            lines = ["| images per class | | " + " | ".join(map(str, record["counts"])) + " |"]
+            lines.append("|---|---|" + "---:|" * len(record["counts"]))
+        for name in (method.name for method in METHODS if method.name in record["cells"]):
+            for measure, values in reference_curves(record, name).items():
+                cells = " | ".join(str(value) for value in values)
+                lines.append(f"| {subject.title}: {BY_NAME[name].title} | {measure} | {cells} |")
+    return "\n".join(lines)
+
+
+def reference_curves(record: dict[str, Any], name: str) -> dict[str, list[results.Estimate]]:
+    """A_PR and agreement at every number of reference images."""
+    cell = record["cells"][name]
+    rows = [{"correct": cell["correct"][str(n)], "total": cell["total"]} for n in record["counts"]]
+    return {
+        "A_PR": [results.estimate(results.a_pr(row, record["rates"])) for row in rows],
+        "agreement": [results.estimate(cell["overlap"][str(n)]) for n in record["counts"]],
+    }
+
+
+def tuned_table(found: Records) -> str:
+    """What the search chose for each subject, and its A_PR on the training images that judged trials."""
+    lines = [
+        "| | low | mid | high | fully connected | softmax | stabilizer | ranked by | A_PR of trials: best, epsilon |"
+    ]
+    lines.append("|---" * 9 + "|")
+    for title, record in found.items():
+        composite = record["composite"]
+        rules = [rule_text(composite[group]) for group in ("low", "mid", "high", "fully_connected")]
+        ranked = "absolute" if record["magnitude"] else "signed"
+        cells = [title, *rules, composite["softmax"], f"{composite['stabilizer']:g}", ranked]
+        lines.append(
+            f"| {' | '.join(cells)} | {record['a_pr']:.3f}, {record['a_pr_epsilon']:.3f} ({record['trials']}) |"
+        )
+    lines.append("")
+    lines.append("In brackets the number of trials. A group that passes nothing on to a unit has no bearing.")
+    return "\n".join(lines)
+
+
+def rule_text(rule: str | dict[str, Any]) -> str:
+    """A rule as a composite's file has it, in a few words."""
+    if isinstance(rule, str):
+        return rule
+    values = [f"{key} {value:g}" for key, value in rule.items() if isinstance(value, int | float)]
+    return f"{rule['rule']} ({', '.join(values)})" if values else rule["rule"]
+
+
+def claim_table(records: Records) -> str:
+    lines = ["| claim | verdict | measured |", "|---|---|---|"]
+    for claim in claims.CLAIMS:
+        findings = "; ".join(f"{one.subject}: {one.text} ({one.verdict})" for one in claim.findings(records))
+        lines.append(f"| {claim.text} | **{claim.verdict(records)}** | {findings} |")
+    return "\n".join(
+        [
+            "\n".join(lines),
+            "",
+            "Differences of A_PR over the same tasks of three classes, ± standard error, unless said otherwise; a "
+            "difference of less than two standard errors decides nothing.",
+        ]
+    )
+
+
+def baseline_table(records: Records) -> str:
+    """Weight magnitude and activation beside the best LRP of all and beside the epsilon rule, for every subject."""
+    lines = ["| | beside | difference of A_PR | |", "|---|---|---:|---|"]
+    for subject in SUBJECTS:
+        cells = records.get(f"three_{subject.name}", {"cells": {}})["cells"]
+        for name in (name for name in claims.BASELINES if name in cells):
+            for other in ("epsilon", "tuned"):
+                gap = claims.paired(records, subject, name, other)
+                if gap is not None:
+                    says = {1: "**beats it**", -1: "is worse", 0: "undecided", None: "undecided"}[gap.sign]
+                    title = f"{subject.title}: {BY_NAME[name].title}"
+                    lines.append(f"| {title} | {BY_NAME[other].title} | {claims.signed(gap)} | {says} |")
+    return "\n".join(lines) if len(lines) > 2 else "Not measured."
+
+
+def machine(records: Records) -> str:
+    """Which machines made the results."""
+    found = {
+        f"{about['processor'] if about['device'] == 'cpu' else about['device']}, torch {about['torch']}"
+        for about in (record["about"] for record in records.values() if record.get("about"))
+    }
+    return f"*Made on {'; '.join(sorted(found))}. Raw results: `bench/results/experiments/`.*" if found else ""
+
+
+def draw_curves(records: Records, experiment: str, path: Path) -> None:
+    """Mean accuracy against the fraction of units removed, a panel for each subject."""
+    subjects = [subject for subject in SUBJECTS if f"{experiment}_{subject.name}" in records]
+    pyplot = figures.style()
+    figure, axes = pyplot.subplots(
+        1, len(subjects), figsize=(2.7 * len(subjects) + 1, 2.9), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, subject in zip(axes[0], subjects, strict=True):
+        record = records[f"{experiment}_{subject.name}"]
+        for name in (name for name in SHOWN if name in record["cells"]):
+            cell = record["cells"][name]
+            columns = list(zip(*cell["correct"], strict=True))
+            values = [results.estimate([100 * right / cell["total"] for right in column]) for column in columns]
+            rates = [100 * rate for rate in record["rates"]]
+            axis.plot(rates, [v.mean for v in values], color=COLOURS[name], lw=1.6, label=BY_NAME[name].title)
+            low, high = zip(*((v.mean - (v.error or 0), v.mean + (v.error or 0)) for v in values), strict=True)
+            axis.fill_between(rates, low, high, color=COLOURS[name], alpha=0.2, lw=0)
+        axis.set(title=subject.title, xlabel="units removed (%)", xlim=(0, 95), ylim=(0, 100))
+        _plain(axis)
+    axes[0, 0].set_ylabel("accuracy (%)")
+    _finish(pyplot, figure, axes[0], path)
+
+
+def draw_references(records: Records, path: Path) -> None:
+    """A_PR above, agreement of two draws below, against reference images per class."""
+    subjects = [subject for subject in SUBJECTS if f"references_{subject.name}" in records]
+    pyplot = figures.style()
+    figure, axes = pyplot.subplots(
+        2,
+        len(subjects),
+        figsize=(2.7 * len(subjects) + 1, 4.4),
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
+    )
+    for column, subject in zip(axes.T, subjects, strict=True):
+        record = records[f"references_{subject.name}"]
+        for name in (name for name in SHOWN if name in record["cells"]):
+            for axis, values in zip(column, reference_curves(record, name).values(), strict=True):
+                means, errors = [v.mean for v in values], [v.error or 0 for v in values]
+                label = BY_NAME[name].title
+                axis.errorbar(record["counts"], means, errors, color=COLOURS[name], lw=1.6, capsize=2, label=label)
+        column[0].set_title(subject.title)
+        column[1].set(xlabel="reference images per class", xscale="log", ylim=(0, 1))
+        column[1].set_xticks(record["counts"], map(str, record["counts"]))
+        column[1].minorticks_off()
+        for axis in column:
+            _plain(axis)
+    axes[0, 0].set_ylabel("A_PR")
+    axes[1, 0].set_ylabel("agreement")
+    _finish(pyplot, figure, axes[0], path)
+
+
+def _plain(axis: Any) -> None:
+    axis.grid(color="#d9dee3", lw=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _finish(pyplot: Any, figure: Any, axes: Any, path: Path) -> None:
+    """One legend for all panels, below them; the file."""
+    named = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=6, frameon=False, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def with_section(page: str, text: str) -> str:
+    """The page with `text` between its markers."""
+    if page.count(START) != 1 or page.count(END) != 1 or page.index(START) > page.index(END):
+        raise ValueError(f"docs/pxp.md needs the lines {START} and {END}, once each and in this order")
+    before, rest = page.split(START)
+    return f"{before}{START}\n\n{text}\n\n{END}{rest.split(END)[1]}"
+
+
+def main(root: Path = ROOT) -> int:
+    folder = root / "bench" / "results" / "experiments"
+    records, weights = load(folder), load(root / "bench" / "experiments" / "weights")
+    page = root / "docs" / "pxp.md"
+    written = with_section(page.read_text(), section(records, weights))
+    with atomic_write(page) as temporary:
+        temporary.write_text(written)
+    for experiment in ("three", "all"):
+        if any(name.startswith(f"{experiment}_") for name in records):
+            draw_curves(records, experiment, root / "docs" / f"pxp_{experiment}.svg")
+    if any(name.startswith("references_") for name in records):
+        draw_references(records, root / "docs" / "pxp_references.svg")
+    print(page.relative_to(root))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
