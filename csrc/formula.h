@@ -35,6 +35,12 @@ PXP_FORMULA float float_of(uint32_t bits) {
 PXP_FORMULA float magnitude_of(float x) { return fabsf(x); }
 PXP_FORMULA double magnitude_of(double x) { return fabs(x); }
 
+// max(x, 0). NaN stays NaN.
+template <class T>
+PXP_FORMULA T rectified(T x) {
+  return x < T(0) ? T(0) : x;
+}
+
 // exp(x) within 2 ulp for |x| <= 87, the value at -87 or 87 beyond. Branch-free, so that a loop over it vectorises; the
 // magnitude is bounded as an integer, because a choice between floats would become two paths. NaN counts as beyond: all
 // callers multiply by z again, which brings it back.

@@ -19,6 +19,7 @@ OPERATORS = {
     "layer_norm",
     "layer_norm_",
     "accumulate_",
+    "add_relu",
     "mask_",
     "select",
     *CUDA_ONLY,

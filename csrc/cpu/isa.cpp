@@ -9,7 +9,8 @@ namespace pxp::cpu {
 namespace {
 
 #define PXP_LOOPS(isa) \
-  {#isa, isa::epsilon_scale, isa::epsilon_positions, isa::epsilon_units, isa::epsilon_combine, isa::layer_norm}
+  {#isa,                 isa::epsilon_scale, isa::epsilon_positions, isa::epsilon_units, \
+   isa::epsilon_combine, isa::layer_norm,    isa::add_relu}
 
 Loops choose() {
 #ifdef PXP_X86_LOOPS

@@ -47,6 +47,13 @@ struct LayerNormTask {
   int64_t rows, columns;
 };
 
+struct AddReluTask {
+  Type type;
+  const void* a;  // all three lie in memory alike, densely
+  const void* b;
+  void* result;
+};
+
 struct Loops {
   const char* name;
   // No sums: rows [begin, end) of all samples' rows.
@@ -58,6 +65,7 @@ struct Loops {
   // Units inside: the blocks' partials of samples [begin, end) added up.
   void (*epsilon_combine)(const EpsilonTask&, int64_t begin, int64_t end);
   void (*layer_norm)(const LayerNormTask&, int64_t begin, int64_t end);
+  void (*add_relu)(const AddReluTask&, int64_t begin, int64_t end);
 };
 
 // The loops for this processor. PXP_ISA=baseline|avx2|avx512 in the environment asks for fewer instructions.
@@ -70,6 +78,7 @@ const Loops& loops();
   void epsilon_units(const EpsilonTask&, int64_t, int64_t);     \
   void epsilon_combine(const EpsilonTask&, int64_t, int64_t);   \
   void layer_norm(const LayerNormTask&, int64_t, int64_t);      \
+  void add_relu(const AddReluTask&, int64_t, int64_t);          \
   }
 PXP_DECLARE_LOOPS(baseline)
 PXP_DECLARE_LOOPS(avx2)

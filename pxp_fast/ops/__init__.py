@@ -5,6 +5,7 @@ A function ``pxp_fast.ops.NAME`` checks its arguments and calls the operator ``t
 
 from . import _library
 from .accumulate import SAMPLE_ABSOLUTE, SIGNED, SQUARED, TOKEN_ABSOLUTE, accumulate_
+from .add_relu import add_relu
 from .convolution_epsilon import convolution_epsilon
 from .epsilon import ACTIVATIONS, epsilon, epsilon_, unit_sums_
 from .layer_norm import layer_norm, layer_norm_
@@ -21,6 +22,7 @@ __all__ = [
     "SQUARED",
     "TOKEN_ABSOLUTE",
     "accumulate_",
+    "add_relu",
     "convolution_epsilon",
     "epsilon",
     "epsilon_",

@@ -1,5 +1,6 @@
 // All kernels as the launch code uses them, without the launch code: what ptxas says about them is what counts.
 #include "kernels/accumulate.cuh"
+#include "kernels/add_relu.cuh"
 #include "kernels/epsilon.cuh"
 #include "kernels/layer_norm.cuh"
 #include "kernels/mask.cuh"
@@ -18,6 +19,7 @@ namespace pxp::cuda {
 #define NORM(T, V, R)                                                                                         \
   template __global__ void layer_norm_rows<T, V, R>(const T*, const T*, const Compute<T>*, const Compute<T>*, \
                                                     const T*, const T*, T*, int64_t, int64_t, double);
+#define SUM(T, V) template __global__ void add_relu_elements<T, V>(const T*, const T*, T*, int64_t);
 #define ALL(T)                       \
   POSITIONS(T, 1, kWarp)             \
   POSITIONS(T, 1, kThreads)          \
@@ -29,6 +31,8 @@ namespace pxp::cuda {
   NORM(T, 1, kThreads)               \
   NORM(T, kVector<T>, kWarp)         \
   NORM(T, kVector<T>, kThreads)      \
+  SUM(T, 1)                          \
+  SUM(T, kVector<T>)                 \
   template __global__ void radix_select<T>(const T*, bool*, int64_t, int64_t, bool);
 
 ALL(double)

@@ -55,6 +55,14 @@ def mask_some(library, order):
     cases.mask(library, order, [torch.randn(7, 5)], [0], 3)
 
 
+def add_relu_some(library, order):
+    cases.add_relu(library, order, 520, F32, vector=True)
+
+
+def add_relu_many(library, order):
+    large_cases.add_relu_many(library)
+
+
 def accumulate_some(library, order):
     cases.accumulate(library, order, 4, 40, F32, labels=[0, -1, 7, -1])
 
@@ -128,6 +136,13 @@ MUTANTS = {
         "select", "kernels/select.cuh", "rank++ < wanted", "rank++ <= wanted", select_many),
     "a slice too short": (
         "mask", "kernels/mask.cuh", "i < entry.elements", "i + 1 < entry.elements", mask_some),
+    "a last pack left out": (
+        "add_relu", "kernels/add_relu.cuh", "if (i >= elements) return;", "if (i + V >= elements) return;", add_relu_some),
+    "a NaN that becomes 0": (
+        "add_relu", "formula.h", "return x < T(0) ? T(0) : x;", "return x > T(0) ? x : T(0);", add_relu_some),
+    "elements counted in 32 bits": (
+        "add_relu", "kernels/add_relu.cuh", "(int64_t(blockIdx.x) * kThreads + threadIdx.x) * V",
+        "int64_t((blockIdx.x * kThreads + threadIdx.x) * V)", add_relu_many),
     "a sample that is not left out": (
         "accumulate", "kernels/accumulate.cuh", "labels[n] >= 0", "labels[n] >= -1", accumulate_some),
     "a class added twice": (

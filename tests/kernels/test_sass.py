@@ -40,6 +40,8 @@ CLAIMS = [
     Claim(r"epsilon_combine<\w+>", 64),
     Claim(r"layer_norm_rows<\w+, [248], \d+>", 64, PACKS),
     Claim(r"layer_norm_rows<\w+, 1, \d+>", 64),
+    Claim(r"add_relu_elements<\w+, [248]>", 32, PACKS),
+    Claim(r"add_relu_elements<\w+, 1>", 32),
     Claim(r"accumulate_(units|classes)<\w+>", 64),
     Claim(r"mask_slices", 64),
     Claim(r"radix_select<\w+>", 64),

@@ -27,6 +27,10 @@ def test_layer_norm_many_rows(simulated, block_per_row):
     large_cases.layer_norm_many_rows(simulated("layer_norm"), block_per_row)
 
 
+def test_add_relu_many(simulated):
+    large_cases.add_relu_many(simulated("add_relu"))
+
+
 @pytest.mark.parametrize("classes", [0, 2])
 def test_accumulate_many_units(simulated, classes):
     large_cases.accumulate_many_units(simulated("accumulate"), classes)
