@@ -8,9 +8,11 @@
 
 #ifdef __CUDACC__
 #define PXP_FORMULA __host__ __device__ __forceinline__
+#define PXP_METHOD __host__ __device__ __forceinline__
 #else
 // Internal linkage: the same formula is compiled for several instruction sets, and the linker must not merge them.
 #define PXP_FORMULA static inline __attribute__((always_inline))
+#define PXP_METHOD inline __attribute__((always_inline))
 #endif
 
 namespace pxp {

@@ -21,6 +21,9 @@ OPERATORS = {
     "accumulate_",
     "add_relu",
     "mask_",
+    "max_pool",
+    "max_pool_epsilon",
+    "max_pool_epsilon_",
     "select",
     *CUDA_ONLY,
 }

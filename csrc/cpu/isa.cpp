@@ -10,7 +10,8 @@ namespace {
 
 #define PXP_LOOPS(isa) \
   {#isa,                 isa::epsilon_scale, isa::epsilon_positions, isa::epsilon_units, \
-   isa::epsilon_combine, isa::layer_norm,    isa::add_relu}
+   isa::epsilon_combine, isa::layer_norm,    isa::add_relu,      isa::max_pool,      \
+   isa::max_pool_epsilon}
 
 Loops choose() {
 #ifdef PXP_X86_LOOPS

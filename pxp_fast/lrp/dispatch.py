@@ -18,6 +18,7 @@ from .graph import ATEN, argument, module_of, packet
 from .layers import Convolution, Linear, Weighted
 from .norms import GroupNorm, LayerNorm, RootMeanSquareNorm
 from .onednn import OneLinear, PackedConvolution, packs
+from .pools import MaxPool, pools
 from .rules import (
     ACTIVATIONS,
     Activation,
@@ -128,6 +129,8 @@ def operator_for(node: fx.Node, scope: Scope) -> Operator:
     if name in ("layer_norm", "group_norm", "rms_norm"):
         norms = {"layer_norm": LayerNorm, "group_norm": GroupNorm, "rms_norm": RootMeanSquareNorm}
         return norms[name](node, eps)
+    if name == "max_pool2d" and pools(node):
+        return MaxPool(node, eps, reached)
     if name in AFFINE:
         return Affine(node, eps, reached)
     if name in MATRIX_PRODUCTS:

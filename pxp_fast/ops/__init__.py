@@ -11,6 +11,7 @@ from .epsilon import ACTIVATIONS, epsilon, epsilon_, unit_sums_
 from .layer_norm import layer_norm, layer_norm_
 from .linear_epsilon import linear_epsilon
 from .mask import mask_
+from .max_pool import max_pool, max_pool_epsilon
 from .select import select
 
 _library.load()
@@ -30,6 +31,8 @@ __all__ = [
     "layer_norm_",
     "linear_epsilon",
     "mask_",
+    "max_pool",
+    "max_pool_epsilon",
     "select",
     "unit_sums_",
 ]
