@@ -40,7 +40,7 @@ inline MaxPoolShape max_pool_shape(const char* op, const Tensor& value, const st
   for (int axis = 0; axis < 2; ++axis) {
     const int64_t k = kernel[axis], s = stride[axis], p = padding[axis], d = dilation[axis];
     const int64_t size = value.size(2 + axis);
-    STD_TORCH_CHECK(k >= 1 && s >= 1 && p >= 0 && d >= 1 && 2 * p <= d * (k - 1) + 1, op,
+    STD_TORCH_CHECK(k >= 1 && s >= 1 && p >= 0 && d >= 1 && 2 * p <= k && (p == 0 || d <= size), op,
                     ": kernel, stride, padding or dilation out of range");
     const int64_t reach = size + 2 * p - d * (k - 1) - 1 + (ceil_mode ? s - 1 : 0);
     int64_t pooled = reach < 0 ? 0 : reach / s + 1;

@@ -108,8 +108,8 @@ struct Windows {
         columns(steps_of(shape.axes[1])),
         positions(new Position<T>[shape.axes[0].kernel * shape.axes[1].kernel]) {}
 
-  // `image` is the sample's first channel of those looked at; `to` [window][channel], `step` from window to window.
-  // A window that is all in the padding has -inf as its value, and -1 as the number of its winner.
+  // `image` is the sample's first channel of those looked at; `to` [window][channel], `step` from window to window. No
+  // window lies altogether in the padding.
   template <bool kNumbers>
   void row(const Bits<T>* image, int window_row, int64_t channels, Bits<T>* to, int64_t step) {
     const MaxPoolAxis &down = shape.axes[0], &along = shape.axes[1];
@@ -126,12 +126,7 @@ struct Windows {
           prefetch(from + j * jump + next, channels);
         }
       }
-      if (count) {
-        winners<T, kNumbers>(positions.get(), count, channels, to);
-      } else {
-        const Bits<T> lowest = Bits<T>(infinity<T>() | Bits<T>(1) << (8 * sizeof(T) - 1));
-        for (int64_t channel = 0; channel < channels; ++channel) to[channel] = kNumbers ? Bits<T>(-1) : lowest;
-      }
+      winners<T, kNumbers>(positions.get(), count, channels, to);
     }
   }
 };

@@ -20,7 +20,11 @@ OVERWRITABLE = {"conv1d", "conv2d", "conv3d", "linear", "add", "sub", "rsub"} | 
 
 def pools(node: fx.Node) -> bool:
     """Whether :class:`MaxPool` can run a max pooling in two dimensions."""
-    return node.meta["val"].dim() == 4 and math.prod(_pair(argument(node, "kernel_size"))) <= LARGEST_WINDOW
+    if node.meta["val"].dim() != 4 or math.prod(_pair(argument(node, "kernel_size"))) > LARGEST_WINDOW:
+        return False
+    padding, dilation = (_pair(argument(node, name)) for name in ("padding", "dilation"))
+    sizes = node.args[0].meta["val"].shape[2:]
+    return all(p == 0 or d <= size for size, p, d in zip(sizes, padding, dilation, strict=True))
 
 
 class MaxPool(Taped):

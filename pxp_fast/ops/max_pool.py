@@ -116,8 +116,7 @@ def max_pool(
     Returns
     -------
     Tensor
-        What ``torch.max_pool2d`` gives, bit for bit: NaN where a window holds one, -inf where it holds nothing. As
-        `value`, contiguous or channels-last.
+        What ``torch.max_pool2d`` gives: NaN where a window holds one. As `value`, contiguous or channels-last.
 
     Raises
     ------
@@ -229,9 +228,10 @@ def _check(
         raise PxpError(f"{name}: a window of {tuple(kernel)} is too large; use torch.max_pool2d for such")
     for size, axis in zip(value.shape[2:], zip(kernel, stride, padding, dilation, strict=True), strict=True):
         k, _, p, d = axis
-        if 2 * p > d * (k - 1) + 1:
+        if 2 * p > k or (p and d > size):
             raise PxpError(
-                f"{name}: padding of {p} for a window that reaches {d * (k - 1) + 1}; pass half of it at most"
+                f"{name}: a window of {k} positions, {d} apart, may lie altogether in a padding of {p} around {size} "
+                "rows or columns; pad by half the kernel at most, and dilate by no more than there are"
             )
         if _pooled_size(size, *axis, ceil_mode) < 1:
             raise PxpError(

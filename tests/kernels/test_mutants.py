@@ -137,7 +137,8 @@ MUTANTS = {
     "a slice too short": (
         "mask", "kernels/mask.cuh", "i < entry.elements", "i + 1 < entry.elements", mask_some),
     "a last pack left out": (
-        "add_relu", "kernels/add_relu.cuh", "if (i >= elements) return;", "if (i + V >= elements) return;", add_relu_some),
+        "add_relu", "kernels/add_relu.cuh", "if (i >= elements) return;", "if (i + V >= elements) return;",
+        add_relu_some),
     "a NaN that becomes 0": (
         "add_relu", "formula.h", "return x < T(0) ? T(0) : x;", "return x > T(0) ? x : T(0);", add_relu_some),
     "elements counted in 32 bits": (
