@@ -31,8 +31,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const int first_column = along.first_step(x), end_column = along.end_step(x);
   const T* image = value + sample * down.size * along.size * shape.channels + item % packs * V;
 
-  C best[V];
-  Pack<Result, V> winner;
+  C best[V] = {};
+  Pack<Result, V> winner{};
 #pragma unroll 1
   for (int i = first_row; i < end_row; ++i) {
     const int64_t line = int64_t(down.start(y) + i * down.dilation) * along.size;

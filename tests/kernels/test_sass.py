@@ -43,6 +43,11 @@ CLAIMS = [
     Claim(r"add_relu_elements<\w+, [248]>", 32, PACKS),
     Claim(r"add_relu_elements<\w+, 1>", 32),
     Claim(r"accumulate_(units|classes)<\w+>", 64),
+    Claim(r"max_pool_winners<\w+, [248], .*>", 64, {r"LDG\.E\.128": 1}),
+    Claim(r"max_pool_winners<\w+, 1, .*>", 64),
+    Claim(r"max_pool_carry<\w+, [248]>", 80, PACKS),
+    Claim(r"max_pool_carry<\w+, 1>", 64),
+    Claim(r"max_pool_combine<\w+>", 64),
     Claim(r"mask_slices", 64),
     Claim(r"radix_select<\w+>", 64),
     # 512 threads to a multiprocessor.

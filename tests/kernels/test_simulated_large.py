@@ -2,6 +2,7 @@
 
 import large_cases
 import large_product_cases
+import max_pool_cases
 import pytest
 from large_cases import BLOCK_ROWS, GROUPS, UNITS, WARP_ROWS
 from product_cases import DIRECT, FMA, LARGE, SMALL, TALL
@@ -34,6 +35,10 @@ def test_add_relu_many(simulated):
 @pytest.mark.parametrize("classes", [0, 2])
 def test_accumulate_many_units(simulated, classes):
     large_cases.accumulate_many_units(simulated("accumulate"), classes)
+
+
+def test_max_pool_many_samples(simulated):
+    max_pool_cases.many_samples(simulated("max_pool"))
 
 
 def test_mask_far_apart(simulated):
