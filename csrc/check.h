@@ -51,6 +51,21 @@ inline void check_apart(const char* op, const char* name, const Tensor& tensor) 
   }
 }
 
+// `tensor` with the strides of `like`, which has no gaps: a copy only where it has others.
+inline Tensor laid_out_like(const Tensor& tensor, const Tensor& like) {
+  bool same = true;
+  for (int64_t d = 0; d < like.dim(); ++d) same &= like.size(d) == 1 || tensor.stride(d) == like.stride(d);
+  if (same) return tensor;
+  Tensor copy = torch::stable::empty_like(like);
+  torch::stable::copy_(copy, tensor);
+  return copy;
+}
+
+inline void check_add_relu(const Tensor& a, const Tensor& b) {
+  check_floating(a, "add_relu", "a");
+  check_like(b, a, "add_relu", "b");
+}
+
 inline void check_accumulate(const Tensor& totals, const Tensor& sums, const std::optional<Tensor>& labels) {
   const int64_t dims = totals.dim();
   STD_TORCH_CHECK(totals.scalar_type() == ScalarType::Double && (dims == 2 || dims == 3) &&

@@ -8,9 +8,11 @@
 
 #ifdef __CUDACC__
 #define PXP_FORMULA __host__ __device__ __forceinline__
+#define PXP_METHOD __host__ __device__ __forceinline__
 #else
 // Internal linkage: the same formula is compiled for several instruction sets, and the linker must not merge them.
 #define PXP_FORMULA static inline __attribute__((always_inline))
+#define PXP_METHOD inline __attribute__((always_inline))
 #endif
 
 namespace pxp {
@@ -34,6 +36,12 @@ PXP_FORMULA float float_of(uint32_t bits) {
 // Written as functions that compilers know: from a choice by sign they would make two paths through all that follows.
 PXP_FORMULA float magnitude_of(float x) { return fabsf(x); }
 PXP_FORMULA double magnitude_of(double x) { return fabs(x); }
+
+// max(x, 0). NaN stays NaN.
+template <class T>
+PXP_FORMULA T rectified(T x) {
+  return x < T(0) ? T(0) : x;
+}
 
 // exp(x) within 2 ulp for |x| <= 87, the value at -87 or 87 beyond. Branch-free, so that a loop over it vectorises; the
 // magnitude is bounded as an integer, because a choice between floats would become two paths. NaN counts as beyond: all

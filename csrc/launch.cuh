@@ -28,6 +28,13 @@ inline unsigned blocks_for(int64_t items, int64_t per_block) {
   return static_cast<unsigned>(blocks);
 }
 
+// The smallest power of two of lanes, up to a warp, that reads `columns` columns at once.
+inline int lanes_for(int64_t columns, int vector) {
+  int lanes = 1;
+  while (lanes < kWarp && lanes * vector < columns) lanes *= 2;
+  return lanes;
+}
+
 // Whether every address is a multiple of 16 bytes: pointers, and steps counted in elements.
 inline bool aligned(std::initializer_list<const void*> pointers, std::initializer_list<int64_t> steps, size_t size) {
   for (const void* pointer : pointers) {

@@ -20,7 +20,11 @@ OPERATORS = {
     "layer_norm",
     "layer_norm_",
     "accumulate_",
+    "add_relu",
     "mask_",
+    "max_pool",
+    "max_pool_epsilon",
+    "max_pool_epsilon_",
     "select",
     *CUDA_ONLY,
 }

@@ -9,8 +9,9 @@ namespace pxp::cpu {
 namespace {
 
 #define PXP_LOOPS(isa) \
-  {#isa,                 isa::epsilon_scale, isa::epsilon_positions, isa::epsilon_units,                             \
-   isa::epsilon_combine, isa::layer_norm,    isa::share}
+  {#isa,                 isa::epsilon_scale, isa::epsilon_positions, isa::epsilon_units, \
+   isa::epsilon_combine, isa::layer_norm,    isa::share,             isa::add_relu,      \
+   isa::max_pool,        isa::max_pool_epsilon}
 
 Loops choose() {
 #ifdef PXP_X86_LOOPS

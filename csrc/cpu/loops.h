@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../formula.h"
+#include "../max_pool_window.h"
 
 namespace pxp::cpu {
 
@@ -57,6 +58,30 @@ struct ShareTask {
   void* product;
 };
 
+struct AddReluTask {
+  Type type;
+  const void* a;  // all three lie in memory alike, densely
+  const void* b;
+  void* result;
+};
+
+// Channels that are pooled together at most.
+constexpr int64_t kMaxPoolTile = 512;
+
+struct MaxPoolTask {
+  Type type;
+  bool stabilizes;
+  double eps;
+  const void* value;  // [sample][row][column][channel], like all that follow but `sums`
+  const void* carry;
+  const void* rest;  // or null
+  void* result;      // of `max_pool_epsilon` it may be `value`
+  void* sums;        // [2, images, units], added to; or null
+  int64_t sums_which, sums_image;
+  int64_t tile, tiles;  // the channels in tiles
+  MaxPoolShape shape;
+};
+
 struct Loops {
   const char* name;
   // No sums: rows [begin, end) of all samples' rows.
@@ -69,6 +94,11 @@ struct Loops {
   void (*epsilon_combine)(const EpsilonTask&, int64_t begin, int64_t end);
   void (*layer_norm)(const LayerNormTask&, int64_t begin, int64_t end);
   void (*share)(const ShareTask&, int64_t begin, int64_t end);
+  void (*add_relu)(const AddReluTask&, int64_t begin, int64_t end);
+  // Rows [begin, end) of all samples' rows of windows.
+  void (*max_pool)(const MaxPoolTask&, int64_t begin, int64_t end);
+  // Tiles [begin, end) of all samples' tiles, complete with their sums.
+  void (*max_pool_epsilon)(const MaxPoolTask&, int64_t begin, int64_t end);
 };
 
 // The loops for this processor. PXP_ISA=baseline|avx2|avx512 in the environment asks for fewer instructions.
@@ -82,6 +112,9 @@ const Loops& loops();
   void epsilon_combine(const EpsilonTask&, int64_t, int64_t);   \
   void layer_norm(const LayerNormTask&, int64_t, int64_t);      \
   void share(const ShareTask&, int64_t, int64_t);               \
+  void add_relu(const AddReluTask&, int64_t, int64_t);          \
+  void max_pool(const MaxPoolTask&, int64_t, int64_t);          \
+  void max_pool_epsilon(const MaxPoolTask&, int64_t, int64_t);  \
   }
 PXP_DECLARE_LOOPS(baseline)
 PXP_DECLARE_LOOPS(avx2)

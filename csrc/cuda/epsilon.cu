@@ -33,13 +33,6 @@ void launch_positions(const Pointers<T>& at, const EpsilonSums<Compute<T>>& sums
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-// The smallest power of two of lanes, up to a warp, that reads `columns` columns at once.
-int lanes_for(int64_t columns, int vector) {
-  int lanes = 1;
-  while (lanes < kWarp && lanes * vector < columns) lanes *= 2;
-  return lanes;
-}
-
 template <class T, int V>
 void launch_units(const Pointers<T>& at, const EpsilonSums<Compute<T>>& sums, const EpsilonShape& shape,
                   cudaStream_t stream) {

@@ -40,14 +40,4 @@ inline int product_size(int64_t size) {
   return int(size);
 }
 
-// `tensor` with the strides of `like`, which has no gaps: a copy only where it has others.
-inline Tensor laid_out_like(const Tensor& tensor, const Tensor& like) {
-  bool same = true;
-  for (int64_t d = 0; d < like.dim(); ++d) same &= like.size(d) == 1 || tensor.stride(d) == like.stride(d);
-  if (same) return tensor;
-  Tensor copy = torch::stable::empty_like(like);
-  torch::stable::copy_(copy, tensor);
-  return copy;
-}
-
 }  // namespace pxp::cuda

@@ -19,6 +19,7 @@ from .graph import ATEN, argument, module_of, packet, same_size
 from .layers import Convolution, Linear, Weighted
 from .norms import GroupNorm, LayerNorm, RootMeanSquareNorm
 from .onednn import OneLinear, PackedConvolution, packs
+from .pools import MaxPool, pools
 from .registry import Rule
 from .relevance import RELAYING, Relayed, RelayedActivation
 from .ruled import Ruled
@@ -163,6 +164,8 @@ def operator_for(node: fx.Node, scope: Scope) -> Operator:
     if name in ("layer_norm", "group_norm", "rms_norm"):
         norms = {"layer_norm": LayerNorm, "group_norm": GroupNorm, "rms_norm": RootMeanSquareNorm}
         return norms[name](node, eps)
+    if name == "max_pool2d" and node not in scope.spread and pools(node):
+        return MaxPool(node, eps, reached)
     if name in AFFINE:
         return Affine(node, eps, reached)
     if name in MATRIX_PRODUCTS:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx
 
+from .. import ops
 from ..errors import CaptureError
 from .carry import Carry, Held, fresh
 from .graph import ATEN, argument, module_of
@@ -174,8 +175,8 @@ class Sum(Operator):
     def _rectified(self, run: Run) -> Tensor:
         operands = [run.env.get(a) if isinstance(a, fx.Node) else None for a, _ in self.factors]
         plain = all(factor == 1 for _, factor in self.factors) and all(t is not None for t in operands)
-        if plain and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in operands):
-            return ATEN._add_relu.Tensor(*operands)  # one pass over memory; only float32 on a CPU has it
+        if plain and len({(t.shape, t.dtype) for t in operands}) == 1:
+            return ops.add_relu(*operands)
         return super().forward(run)[0].relu_()
 
     def backward(self, run: Run, carry: Carry, saved) -> None:

@@ -130,6 +130,15 @@ def layer_norm(library, order, rows, columns, dtype, *, vector=False, block_per_
     close(result.check(), expected, dtype)
 
 
+def add_relu(library, order, elements, dtype, *, vector=False):
+    a, b = (Guarded(normal((elements,), dtype, seed)) for seed in range(2))
+    a.tensor[1::9], b.tensor[1::9], a.tensor[2::9] = torch.inf, -torch.inf, torch.nan
+    result = empty((elements,), dtype)
+    call(library, "add_relu", order, TYPES[dtype], int(vector), a.tensor, b.tensor, result.tensor, elements)
+    expected = torch.relu(a.tensor + b.tensor)
+    torch.testing.assert_close(result.check(), expected, rtol=0, atol=0, equal_nan=True)
+
+
 def accumulate(library, order, samples, units, dtype, *, labels=None, classes=0, rows=1):
     """`labels` as a list; with `classes`, of which each has totals, blocks come in `rows` rows."""
     sums = Guarded(normal((2, samples, units), dtype, 0))

@@ -105,6 +105,16 @@ def layer_norm_many_rows(library, block_per_row):
     close(result[-some:], layer_norm_reference(carry, output, rstd, weight, rest, EPS, total), F32)
 
 
+def add_relu_many(library):
+    """The last elements of 2^33."""
+    elements, some = 2**33, 1024
+    a, b, result = (zeros(elements, F32) for _ in range(3))
+    a[-some:], b[-some:] = normal((some,), F32, 1), normal((some,), F32, 2)
+    with last_blocks(library, 1):
+        call(library, "add_relu", ORDER, TYPES[F32], 1, a, b, result, elements)
+    assert torch.equal(result[-some:], torch.relu(a[-some:] + b[-some:]))
+
+
 def accumulate_many_units(library, classes=0):
     """With `classes`, of which each has totals, all samples belong to the last."""
     samples, units, some = 3, 2**30, 256

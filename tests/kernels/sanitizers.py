@@ -9,7 +9,7 @@ from pathlib import Path
 
 from simulation import COMPILER, HERE
 
-MODULES = ("test_simulated.py", "test_simulated_products.py", "sanitizer_faults.py")
+MODULES = ("test_simulated.py", "test_simulated_pools.py", "test_simulated_products.py", "sanitizer_faults.py")
 
 
 def libraries() -> list[Path]:

@@ -24,6 +24,7 @@ def structure(name, **fields):
     )
 
 
+AddReluTask = structure("AddReluTask", kind=(ctypes.c_int, "type"), pointers=(ctypes.c_void_p, "a b result"))
 LayerNormTask = structure(
     "LayerNormTask",
     kind=(ctypes.c_int, "type"),
@@ -50,10 +51,11 @@ def loops(tmp_path_factory):
     library = tmp_path_factory.mktemp("loops") / "loops.so"
     command = [COMPILER, "-std=c++17", "-O1", "-fPIC", "-shared", "-DPXP_ISA=baseline"]
     command += ["-fno-math-errno", "-fno-trapping-math", "-I", str(CSRC), str(HERE / "cpu_loops.cpp")]
-    command += [str(CSRC / "cpu" / f"{stem}_loops.cpp") for stem in ("epsilon", "layer_norm")]
+    command += [str(CSRC / "cpu" / f"{stem}_loops.cpp") for stem in ("add_relu", "epsilon", "layer_norm")]
     done = subprocess.run([*command, "-o", str(library)], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     loaded = ctypes.CDLL(str(library))
+    assert loaded.add_relu_task_size() == ctypes.sizeof(AddReluTask)
     assert loaded.layer_norm_task_size() == ctypes.sizeof(LayerNormTask)
     assert loaded.epsilon_task_size() == ctypes.sizeof(EpsilonTask)
     return loaded
@@ -123,6 +125,15 @@ def test_epsilon_combine(loops):
     task = epsilon_task(samples, COLUMNS, blocks=blocks, partials=partials, sums=sums)
     run(loops.run_combine, task, samples - SOME, samples)
     torch.testing.assert_close(sums[:, -SOME:], partials[-SOME:].sum(1).movedim(1, 0))
+
+
+def test_add_relu(loops):
+    a, b = (last_rows(seed).flatten() for seed in range(2))
+    result = zeros(ROWS * COLUMNS, F32)
+    task = AddReluTask(1, a.data_ptr(), b.data_ptr(), result.data_ptr())
+    last = SOME * COLUMNS
+    run(loops.run_add_relu, task, ROWS * COLUMNS - last, ROWS * COLUMNS)
+    assert torch.equal(result[-last:], torch.relu(a[-last:] + b[-last:]))
 
 
 def test_layer_norm(loops):

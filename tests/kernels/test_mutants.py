@@ -2,6 +2,7 @@
 
 import cases
 import large_cases
+import max_pool_cases
 import pytest
 import torch
 from mutants import is_caught
@@ -53,6 +54,34 @@ def select_many(library, order):
 
 def mask_some(library, order):
     cases.mask(library, order, [torch.randn(7, 5)], [0], 3)
+
+
+def add_relu_some(library, order):
+    cases.add_relu(library, order, 520, F32, vector=True)
+
+
+def add_relu_many(library, order):
+    large_cases.add_relu_many(library)
+
+
+def max_pool_resnet(library, order):
+    max_pool_cases.epsilon(library, order, max_pool_cases.RESNET, F32, channels=40, vector=True, width=2)
+
+
+def max_pool_nan(library, order):
+    max_pool_cases.epsilon(library, order, max_pool_cases.RESNET, F32, nan=True, eps=None, summed=False)
+
+
+def max_pool_dilated(library, order):
+    max_pool_cases.epsilon(library, order, max_pool_cases.WINDOWS[2], F32)
+
+
+def max_pool_one_block(library, order):
+    max_pool_cases.epsilon(library, order, max_pool_cases.RESNET, F32, block_positions=64)
+
+
+def max_pool_many(library, order):
+    max_pool_cases.many_samples(library)
 
 
 def accumulate_some(library, order):
@@ -128,6 +157,43 @@ MUTANTS = {
         "select", "kernels/select.cuh", "rank++ < wanted", "rank++ <= wanted", select_many),
     "a slice too short": (
         "mask", "kernels/mask.cuh", "i < entry.elements", "i + 1 < entry.elements", mask_some),
+    "a last pack left out": (
+        "add_relu", "kernels/add_relu.cuh", "if (i >= elements) return;", "if (i + V >= elements) return;",
+        add_relu_some),
+    "a NaN that becomes 0": (
+        "add_relu", "formula.h", "return x < T(0) ? T(0) : x;", "return x > T(0) ? x : T(0);", add_relu_some),
+    "elements counted in 32 bits": (
+        "add_relu", "kernels/add_relu.cuh", "(int64_t(blockIdx.x) * kThreads + threadIdx.x) * V",
+        "int64_t((blockIdx.x * kThreads + threadIdx.x) * V)", add_relu_many),
+    "the last of equals": (
+        "max_pool", "kernels/max_pool.cuh", "candidate > best[k]", "candidate >= best[k]", max_pool_resnet),
+    "a NaN that loses": (
+        "max_pool", "kernels/max_pool.cuh", " || candidate != candidate", "", max_pool_nan),
+    "an earlier window forgotten": (
+        "max_pool", "max_pool_window.h", "(past + stride - 1) / stride", "past / stride + 1", max_pool_resnet),
+    "a window too few over a position": (
+        "max_pool", "max_pool_window.h", "(position + padding) / stride + 1", "position / stride + 1", max_pool_resnet),
+    "positions between the steps of a dilated window": (
+        "max_pool", "max_pool_window.h", "offset % dilation ? -1 : offset / dilation", "offset / dilation",
+        max_pool_dilated),
+    "the padding taken for the image": (
+        "max_pool", "max_pool_window.h", "(dilation - 1 - at) / dilation", "-at / dilation", max_pool_dilated),
+    "carries that joined in the place of others": (
+        "max_pool", "kernels/max_pool.cuh", "total[k] += widen(rest.at[k]);", "total[k] = widen(rest.at[k]);",
+        max_pool_resnet),
+    "no barrier before a pool's partial sums are read": (
+        "max_pool", "kernels/max_pool.cuh", "  __syncthreads();\n", "", max_pool_resnet),
+    "a pool's sums without the last slot": (
+        "max_pool", "kernels/max_pool.cuh", "s < slots", "s < slots - 1", max_pool_one_block),
+    "a pool's table written instead of added to": (
+        "max_pool", "kernels/max_pool.cuh", "item % shape.units] += C(total)", "item % shape.units] = C(total)",
+        max_pool_one_block),
+    "samples found by 32 bits": (
+        "max_pool", "kernels/max_pool.cuh", "image = sample * positions * shape.channels + channel",
+        "image = int(sample * positions * shape.channels + channel)", max_pool_many),
+    "windows found by 32 bits": (
+        "max_pool", "kernels/max_pool.cuh", "value + sample * down.size * along.size * shape.channels",
+        "value + int(sample * down.size * along.size * shape.channels)", max_pool_many),
     "a sample that is not left out": (
         "accumulate", "kernels/accumulate.cuh", "labels[n] >= 0", "labels[n] >= -1", accumulate_some),
     "a class added twice": (

@@ -99,6 +99,13 @@ def test_layer_norm_over_the_residual(simulated, order, dtype, vector):
     cases.layer_norm(simulated("layer_norm"), order, 3, 1032, dtype, block_per_row=True, **options)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("vector", [False, True])
+def test_add_relu(simulated, order, dtype, vector):
+    for elements in (8, 2056) if vector else (1, 257, 1024):
+        cases.add_relu(simulated("add_relu"), order, elements, dtype, vector=vector)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_accumulate(simulated, order, dtype):
     cases.accumulate(simulated("accumulate"), order, 9, 300, dtype)

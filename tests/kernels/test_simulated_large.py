@@ -2,6 +2,7 @@
 
 import large_cases
 import large_product_cases
+import max_pool_cases
 import pytest
 from large_cases import BLOCK_ROWS, GROUPS, UNITS, WARP_ROWS
 from product_cases import DIRECT, FMA, LARGE, SMALL, TALL
@@ -27,9 +28,17 @@ def test_layer_norm_many_rows(simulated, block_per_row):
     large_cases.layer_norm_many_rows(simulated("layer_norm"), block_per_row)
 
 
+def test_add_relu_many(simulated):
+    large_cases.add_relu_many(simulated("add_relu"))
+
+
 @pytest.mark.parametrize("classes", [0, 2])
 def test_accumulate_many_units(simulated, classes):
     large_cases.accumulate_many_units(simulated("accumulate"), classes)
+
+
+def test_max_pool_many_samples(simulated):
+    max_pool_cases.many_samples(simulated("max_pool"))
 
 
 def test_mask_far_apart(simulated):
