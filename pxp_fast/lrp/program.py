@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from ..errors import DataError
 from .attention import Attention, HeadOutput
 from .composites import Composite, composite
-from .dispatch import Scope, operator_for, receivers
+from .dispatch import Scope, named_rules, operator_for, receivers
 from .fold import CONVOLUTIONS, WEIGHTED, fold_batch_norm, hoist_reshapes, prepare_for_dtype
 from .fused import FusedLinear, Policy, reproducible
 from .graph import Captured, module_of
@@ -115,6 +115,7 @@ class Program:
         policy = Policy(self.device, self.dtype, exact, fused)
         nodes = list(captured.nodes())
         rules = {n: self.composite.rule_of("", module_of(n)) for n in nodes if n.target in WEIGHTED}
+        rules |= named_rules(nodes, self.composite.layers)
         scope = Scope(
             self.live, carrying, self.constants, self.composite.stabilizer, policy, onednn,
             rules=rules,
