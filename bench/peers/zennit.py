@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from zennit.composites import LayerMapComposite
+from zennit.core import Hook
 from zennit.layer import Sum
 from zennit.rules import Epsilon, Norm, Pass
 from zennit.torchvision import ResNetCanonizer
@@ -16,9 +17,12 @@ from .interface import Peer
 EPSILON = 1e-6
 
 
-def epsilon_rules(epsilon: float = EPSILON) -> LayerMapComposite:
-    """The epsilon rule for weights, sums and pools; the canonizer makes torchvision's residual sums modules."""
-    rules = [(Activation, Pass()), (Sum, Norm()), (AvgPool, Norm()), (Linear, Epsilon(epsilon))]
+def epsilon_rules(weighted: Hook | None = None) -> LayerMapComposite:
+    """The epsilon rule for sums and pools, and for weights unless another is given.
+
+    The canonizer makes torchvision's residual sums modules.
+    """
+    rules = [(Activation, Pass()), (Sum, Norm()), (AvgPool, Norm()), (Linear, weighted or Epsilon(EPSILON))]
     return LayerMapComposite(rules, canonizers=[ResNetCanonizer()])
 
 
@@ -30,10 +34,10 @@ def positions(relevance: Tensor) -> tuple[int, ...]:
 class Zennit(Peer):
     """Unit sums are read where zennit leaves relevance: as the gradient at a layer's output."""
 
-    def __init__(self, model: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, images: Tensor, dtype: torch.dtype, rule: Hook | None = None) -> None:
         self.model = fold(model).to(dtype)
         self.dtype = dtype
-        epsilon_rules().register(self.model)
+        epsilon_rules(rule).register(self.model)
         self.sums: dict[str, Tensor] = {}
         for name, module in self.model.named_modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import fnmatch
 import functools
 import operator
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import torch
 from torch import Tensor, fx
@@ -21,7 +22,7 @@ from .norms import GroupNorm, LayerNorm, RootMeanSquareNorm
 from .onednn import OneLinear, PackedConvolution, packs
 from .pools import MaxPool, pools
 from .registry import Rule
-from .relevance import RELAYING, Relayed, RelayedActivation
+from .relevance import RELAYING, Passed, Relayed, RelayedActivation
 from .ruled import Ruled
 from .rules import (
     ACTIVATIONS,
@@ -35,10 +36,15 @@ from .rules import (
     fused_activation,
 )
 from .softmax import Softmax
-from .weighted_rules import Epsilon, EpsilonRule, Pass
+from .weighted_rules import Block, Epsilon, EpsilonRule, Norm, Pass
 
 EPSILON = Epsilon()
 
+SUMS_POOLS_NORMS = {
+    "add", "sub", "rsub", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "avg_pool1d",
+    "avg_pool2d", "avg_pool3d", "mean", "sum", "batch_norm", "layer_norm", "group_norm", "rms_norm", "max_pool1d",
+    "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "amax",
+}  # fmt: skip
 # By overload packet, so that every overload of an operator is met.
 AFFINE = {
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
@@ -107,7 +113,8 @@ class Scope:
     fallbacks
         Operators met that have no rule of their own, and how often.
     rules
-        The rule of each convolution and linear layer; epsilon where there is none.
+        The rule of each convolution and linear layer, and of other operators that a composite names; epsilon where
+        there is none.
     softmax
         The rule of attention's softmax.
     softmaxes
@@ -147,6 +154,12 @@ def operator_for(node: fx.Node, scope: Scope) -> Operator:
     if node not in scope.live:
         return Operator(node, eps)
     reached = [n for n in receivers(node, scope.held) if n in scope.live]
+    rule = scope.rules.get(node, EPSILON)
+    if isinstance(rule, Block):
+        return Operator(node, eps)
+    if isinstance(rule, Pass):
+        return _passed(node, scope)
+    eps = rule.stabilizer_or(eps)
     if node.target is operator.getitem:
         return Item(node, eps)
     if name in ("add", "sub", "rsub"):
@@ -183,17 +196,42 @@ def operator_for(node: fx.Node, scope: Scope) -> Operator:
     return Taped(node, eps, reached)
 
 
+def named_rules(nodes: Iterable[fx.Node], layers: Sequence[tuple[str, Rule]]) -> dict[fx.Node, Rule]:
+    """The rules of sums, pools and norms whose module a pattern names; only pass, norm and block are meant for them."""
+    found = {}
+    for node in nodes:
+        if packet(node) in SUMS_POOLS_NORMS:
+            module = module_of(node)
+            rule = next((rule for pattern, rule in layers if fnmatch.fnmatch(module, pattern)), None)
+            if isinstance(rule, (Pass, Norm, Block)):
+                found[node] = rule
+    return found
+
+
+def rulable_modules(nodes: Iterable[fx.Node]) -> list[str]:
+    """The modules of what :func:`named_rules` looks at."""
+    return [module_of(node) for node in nodes if packet(node) in SUMS_POOLS_NORMS]
+
+
+def _passed(node: fx.Node, scope: Scope) -> Operator:
+    """The pass rule, where the output has the shape of its one input."""
+    inputs = [n for n in receivers(node) if n in scope.carrying]
+    if len(inputs) != 1 or not _keeps_shape(node):
+        raise CaptureError(
+            f"rule pass on {module_of(node)}: relevance of {_shape(node)} cannot pass to "
+            f"{' and '.join(map(_shape, inputs))}; choose another rule for this layer"
+        )
+    return Passed(node, scope.eps)
+
+
 def _weighted(node: fx.Node, scope: Scope) -> Operator:
     """A convolution or linear layer by its rule."""
     rule = scope.rules.get(node, EPSILON)
     activation, live = _sole_activation(node, scope), node.args[0] in scope.live
     if node not in scope.spread and (not live or isinstance(rule, EpsilonRule)):
         return _kernel(node, scope, rule.stabilizer_or(scope.eps), activation, live)
-    if isinstance(rule, Pass) and not _keeps_shape(node):
-        raise CaptureError(
-            f"rule pass on {module_of(node)}: relevance of {_shape(node)} cannot pass to an input of "
-            f"{_shape(node.args[0])}; choose another rule for this layer"
-        )
+    if isinstance(rule, Pass):
+        _passed(node, scope)  # refuses what cannot be
     layer = _kernel(node, scope, scope.eps, activation, False)
     kernel = functools.partial(_kernel, node, scope, scope.eps, None)
     return Ruled(node, scope.eps, rule, layer, kernel, node.args[0] in scope.nonnegative)

@@ -75,9 +75,7 @@ class WinnersCarry(Pending):
     def take(self) -> tuple[Tensor, bool]:
         return ops.max_pool_epsilon(self.carry, self.value, self._others(), **self.window), True
 
-    def scaled(
-        self, value: Tensor, eps: float, *, sums: Tensor | None = None, over: bool = False, **layer
-    ) -> Tensor:
+    def scaled(self, value: Tensor, eps: float, *, sums: Tensor | None = None, over: bool = False, **layer) -> Tensor:
         if not (self._pooled(value) and _plain(sums is not None, **layer)):
             return super().scaled(value, eps, sums=sums, over=over, **layer)
         options = {**self.window, "eps": eps, "in_place": over}

@@ -14,7 +14,7 @@ from ..errors import DataError
 from .attention import Attention, HeadOutput
 from .batches import check_batch
 from .composites import Composite, composite
-from .dispatch import Scope, operator_for, receivers
+from .dispatch import Scope, named_rules, operator_for, receivers, rulable_modules
 from .fold import CONVOLUTIONS, fold_batch_norm, hoist_reshapes, prepare_for_dtype
 from .fused import FusedLinear, Policy, reproducible
 from .graph import Captured
@@ -106,7 +106,7 @@ class Program:
         self.device = torch.device(device) if device is not None else given[0].device
         self.wide = torch.float64 if self.dtype == torch.float64 else torch.float32
         names = layer_names(captured)
-        self.composite.check_patterns(names.values())
+        self.composite.check_patterns([*names.values(), *rulable_modules(captured.nodes())])
         self.layer_rules = {n: self.composite.rule_of(group, names[n]) for n, group in groups(captured).items()}
         fold_batch_norm(captured)
         hoist_reshapes(captured)
@@ -126,6 +126,7 @@ class Program:
         self.exact = exact
         policy = Policy(self.device, self.dtype, exact, fused)
         nodes = list(captured.nodes())
+        self.layer_rules |= named_rules(nodes, self.composite.layers)
         scope = Scope(
             self.live, carrying, self.constants, self.composite.stabilizer, policy, onednn,
             rules=self.layer_rules,

@@ -72,7 +72,8 @@ def _never_negative(node: fx.Node, holds) -> bool:
         scale = argument(node, "alpha", 1) if name == "add" else 1
         return holds(scale) and all(map(holds, node.args[:2]))
     if name in ("constant_pad_nd", "pad", "masked_fill"):
-        return holds(node.args[0]) and (name == "pad" or holds(argument(node, "value")))
+        value = argument(node, "value")
+        return holds(node.args[0]) and (value is None or holds(value))
     if name == "where":
         return all(map(holds, node.args[1:3]))
     if node.target is operator.getitem or name in AS_INPUTS:

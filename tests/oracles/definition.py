@@ -159,9 +159,13 @@ class Relevance:
 
 
 class Definition:
-    """Relevance of every tensor of `model`, which is in evaluation mode and can be traced by torch.fx."""
+    """Relevance of every tensor of `model`, which is in evaluation mode and can be traced by torch.fx.
 
-    def __init__(self, model: nn.Module, epsilon: float = 1e-6) -> None:
+    `affine` is the rule of the convolution or linear layer of a name; see `epsilon_rule` for the rest of what it takes.
+    """
+
+    def __init__(self, model: nn.Module, epsilon: float = 1e-6, affine: Callable | None = None) -> None:
+        self.affine = affine or (lambda name, *arguments: epsilon_rule(*arguments))
         self.graph = fx.symbolic_trace(copy.deepcopy(model))
         for module in self.graph.modules():
             if getattr(module, "inplace", False):
@@ -256,7 +260,7 @@ class Definition:
         if kind in AFFINE:
             norm = next((n for n, o in owner.items() if o is node), None)
             whole = (lambda x: self.call(norm)(call(x))) if norm is not None else call
-            return [(source, epsilon_rule(whole, value[source], here, eps))]
+            return [(source, self.affine(node.target, whole, value[source], here, eps))]
         if kind in BATCH_NORM or kind in AVERAGE:
             return [(source, epsilon_rule(lambda x: call(x, *rest, **kwargs), value[source], here, eps))]
         if kind in (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm):

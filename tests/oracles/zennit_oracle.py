@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from zennit.composites import LayerMapComposite
+from zennit.core import Hook
 from zennit.layer import Sum
 from zennit.rules import Epsilon, Norm, Pass
 from zennit.torchvision import ResNetCanonizer
@@ -32,17 +33,18 @@ def folded(model: nn.Module) -> nn.Module:
     return model
 
 
-def epsilon_composite(epsilon: float = 1e-6) -> LayerMapComposite:
-    rules = [(Activation, Pass()), (Sum, Norm()), (AvgPool, Norm()), (Linear, Epsilon(epsilon))]
+def composite(rule: Hook) -> LayerMapComposite:
+    """One rule for all convolutions and linear layers."""
+    rules = [(Activation, Pass()), (Sum, Norm()), (AvgPool, Norm()), (Linear, rule)]
     return LayerMapComposite(rules, canonizers=[ResNetCanonizer()])
 
 
 class ZennitOracle:
     """Registered once on a folded copy of `model`; `run` may be called again and again."""
 
-    def __init__(self, model: nn.Module, epsilon: float = 1e-6) -> None:
+    def __init__(self, model: nn.Module, epsilon: float = 1e-6, rule: Hook | None = None) -> None:
         self.model = folded(model)
-        self.composite = epsilon_composite(epsilon)
+        self.composite = composite(rule or Epsilon(epsilon))
         self.composite.register(self.model)
         self.sums: dict[str, Tensor] = {}
         for name, module in self.model.named_modules():
