@@ -12,7 +12,7 @@ from .carry import Carry, Pending
 from .graph import argument, packet
 from .rules import ACTIVATIONS, Run, Taped
 
-# Those who make these are done with their value once they have scaled their carry by it.
+# Those who make these are done with their value once they have scaled their carry by it, and everybody else before.
 OVERWRITABLE = {"conv1d", "conv2d", "conv3d", "linear", "add", "sub", "rsub"} | {
     a.overloadpacket.__name__ for a in ACTIVATIONS
 }
@@ -44,7 +44,7 @@ class MaxPool(Taped):
             "ceil_mode": bool(argument(node, "ceil_mode")),
         }
         source = node.args[0]
-        self.alone = len(source.users) == 1 and source.op == "call_function" and packet(source) in OVERWRITABLE
+        self.frees = source.op == "call_function" and packet(source) in OVERWRITABLE
 
     def forward(self, run: Run) -> tuple[object, object]:
         source = run.env[self.node.args[0]]
@@ -56,7 +56,7 @@ class MaxPool(Taped):
         if not isinstance(saved, Tensor):
             super().backward(run, carry, saved)
             return
-        run.give(self.node.args[0], WinnersCarry(carry.take()[0], saved, self.window, self.alone))
+        run.give(self.node.args[0], WinnersCarry(carry.take()[0], saved, self.window, self.frees))
 
 
 class WinnersCarry(Pending):
@@ -70,13 +70,13 @@ class WinnersCarry(Pending):
         What was pooled.
     window
         Of the pooling.
-    alone
-        Whether nobody needs `value` any more once the layer that made it has scaled its carry by it.
+    free
+        Whether the layer that made `value` may write over it when it scales its carry by it.
     """
 
-    def __init__(self, carry: Tensor, value: Tensor, window: dict, alone: bool) -> None:
+    def __init__(self, carry: Tensor, value: Tensor, window: dict, free: bool) -> None:
         super().__init__()
-        self.carry, self.value, self.window, self.alone = carry, value, window, alone
+        self.carry, self.value, self.window, self.free = carry, value, window, free
 
     def make(self) -> Tensor:
         return ops.max_pool_epsilon(self.carry, self.value, **self.window)
@@ -87,7 +87,7 @@ class WinnersCarry(Pending):
     def scaled(self, value: Tensor, eps: float, *, sums: Tensor | None = None, **layer) -> Tensor:
         if not (self._pooled(value) and _plain(sums is not None, **layer)):
             return super().scaled(value, eps, sums=sums, **layer)
-        options = {**self.window, "eps": eps, "in_place": self.alone}
+        options = {**self.window, "eps": eps, "in_place": self.free}
         return ops.max_pool_epsilon(self.carry, value, self._others(), sums, **options)
 
     def _others(self) -> Tensor | None:
