@@ -12,6 +12,11 @@ void run_positions(const EpsilonTask* task, int64_t begin, int64_t end) {
 }
 void run_units(const EpsilonTask* task, int64_t begin, int64_t end) { baseline::epsilon_units(*task, begin, end); }
 void run_combine(const EpsilonTask* task, int64_t begin, int64_t end) { baseline::epsilon_combine(*task, begin, end); }
+void run_max_pool(const MaxPoolTask* task, int64_t begin, int64_t end) { baseline::max_pool(*task, begin, end); }
+void run_max_pool_epsilon(const MaxPoolTask* task, int64_t begin, int64_t end) {
+  baseline::max_pool_epsilon(*task, begin, end);
+}
+int64_t max_pool_task_size() { return sizeof(MaxPoolTask); }
 int64_t add_relu_task_size() { return sizeof(AddReluTask); }
 int64_t layer_norm_task_size() { return sizeof(LayerNormTask); }
 int64_t epsilon_task_size() { return sizeof(EpsilonTask); }

@@ -6,12 +6,15 @@ import subprocess
 import pytest
 import torch
 from cases import close, normal
+from max_pool_cases import Shape, images_of, shape_of
 from simulation import COMPILER, CSRC, HERE
 from sparse_memory import zeros
 
 from pxp_fast.ops import ACTIVATIONS
 from pxp_fast.ops.epsilon import reference as epsilon_reference
 from pxp_fast.ops.layer_norm import reference as layer_norm_reference
+from pxp_fast.ops.max_pool import reference as max_pool_reference
+from pxp_fast.ops.max_pool import reference_epsilon as max_pool_epsilon_reference
 
 SCALE, SCALE_AND_SUM = 0, 2
 ROWS, COLUMNS, SOME = 2**28, 24, 3
@@ -25,6 +28,15 @@ def structure(name, **fields):
 
 
 AddReluTask = structure("AddReluTask", kind=(ctypes.c_int, "type"), pointers=(ctypes.c_void_p, "a b result"))
+MaxPoolTask = structure(
+    "MaxPoolTask",
+    kind=(ctypes.c_int, "type"),
+    stabilizes=(ctypes.c_bool, "stabilizes"),
+    eps=(ctypes.c_double, "eps"),
+    pointers=(ctypes.c_void_p, "value carry rest result sums"),
+    sizes=(ctypes.c_int64, "sums_which sums_image tile tiles"),
+    shape=(Shape, "shape"),
+)
 LayerNormTask = structure(
     "LayerNormTask",
     kind=(ctypes.c_int, "type"),
@@ -51,11 +63,12 @@ def loops(tmp_path_factory):
     library = tmp_path_factory.mktemp("loops") / "loops.so"
     command = [COMPILER, "-std=c++17", "-O1", "-fPIC", "-shared", "-DPXP_ISA=baseline"]
     command += ["-fno-math-errno", "-fno-trapping-math", "-I", str(CSRC), str(HERE / "cpu_loops.cpp")]
-    command += [str(CSRC / "cpu" / f"{stem}_loops.cpp") for stem in ("add_relu", "epsilon", "layer_norm")]
+    command += [str(CSRC / "cpu" / f"{stem}_loops.cpp") for stem in ("add_relu", "epsilon", "layer_norm", "max_pool")]
     done = subprocess.run([*command, "-o", str(library)], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     loaded = ctypes.CDLL(str(library))
     assert loaded.add_relu_task_size() == ctypes.sizeof(AddReluTask)
+    assert loaded.max_pool_task_size() == ctypes.sizeof(MaxPoolTask)
     assert loaded.layer_norm_task_size() == ctypes.sizeof(LayerNormTask)
     assert loaded.epsilon_task_size() == ctypes.sizeof(EpsilonTask)
     return loaded
@@ -134,6 +147,28 @@ def test_add_relu(loops):
     last = SOME * COLUMNS
     run(loops.run_add_relu, task, ROWS * COLUMNS - last, ROWS * COLUMNS)
     assert torch.equal(result[-last:], torch.relu(a[-last:] + b[-last:]))
+
+
+def test_max_pool(loops):
+    """The last samples of 2^28, each of 2 x 3 positions and 4 channels."""
+    window, channels = ((2, 2), (1, 1), (0, 0), (1, 1), False), 4
+    shape, pooled = shape_of(ROWS, channels, channels, (2, 3), window)
+    value, rest, result = (zeros(ROWS * COLUMNS, F32).view(ROWS, 2, 3, channels) for _ in range(3))
+    out, carry = (zeros(ROWS * 2 * channels, F32).view(ROWS, *pooled, channels) for _ in range(2))
+    sums = zeros(2 * ROWS * channels, F32).view(2, ROWS, channels)
+    for seed, tensor in enumerate((value, rest, carry)):
+        tensor[-SOME:] = normal((SOME, *tensor.shape[1:]), F32, seed)
+    task = MaxPoolTask(1, True, EPS, value.data_ptr(), None, None, out.data_ptr(), None, 0, 0, 0, 0, shape)
+    run(loops.run_max_pool, task, ROWS - SOME, ROWS)
+    last = [images_of(t[-SOME:], True).contiguous() for t in (carry, value, rest)]
+    assert torch.equal(images_of(out[-SOME:], True), max_pool_reference(last[1], *window))
+
+    pointers = (t.data_ptr() for t in (value, carry, rest, result, sums))
+    task = MaxPoolTask(1, True, EPS, *pointers, ROWS * channels, channels, channels, 1, shape)
+    run(loops.run_max_pool_epsilon, task, ROWS - SOME, ROWS)
+    expected_sums = torch.zeros(2, SOME, channels)
+    close(images_of(result[-SOME:], True), max_pool_epsilon_reference(*last, expected_sums, *window, EPS), F32)
+    torch.testing.assert_close(sums[:, -SOME:], expected_sums, rtol=1e-5, atol=1e-5)
 
 
 def test_layer_norm(loops):

@@ -76,6 +76,13 @@ def max_pool_dilated(library, order):
     max_pool_cases.epsilon(library, order, max_pool_cases.WINDOWS[2], F32)
 
 
+def max_pool_wide(library, order):
+    """Fewer slots than a block has positions: each has one."""
+    max_pool_cases.epsilon(
+        library, order, max_pool_cases.RESNET, F32, channels=136, vector=True, width=32, block_positions=64
+    )
+
+
 def max_pool_one_block(library, order):
     max_pool_cases.epsilon(library, order, max_pool_cases.RESNET, F32, block_positions=64)
 
@@ -184,7 +191,7 @@ MUTANTS = {
     "no barrier before a pool's partial sums are read": (
         "max_pool", "kernels/max_pool.cuh", "  __syncthreads();\n", "", max_pool_resnet),
     "a pool's sums without the last slot": (
-        "max_pool", "kernels/max_pool.cuh", "s < slots", "s < slots - 1", max_pool_one_block),
+        "max_pool", "kernels/max_pool.cuh", "s < slots", "s < slots - 1", max_pool_wide),
     "a pool's table written instead of added to": (
         "max_pool", "kernels/max_pool.cuh", "item % shape.units] += C(total)", "item % shape.units] = C(total)",
         max_pool_one_block),
