@@ -109,12 +109,10 @@ inline ScalarType compute_type(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-inline Activation parse_activation(const std::string& name) {
-  for (int i = 0; i < kActivations; ++i) {
-    if (name == kActivationNames[i]) return static_cast<Activation>(i);
-  }
-  STD_TORCH_CHECK(false, "epsilon: no activation named ", name);
-  return Activation::identity;
+// An operator's `activation`. A number, not a name: the stable ABI leaks every string that a kernel is given.
+inline Activation activation_of(int64_t number) {
+  STD_TORCH_CHECK(0 <= number && number < kActivations, "epsilon: no activation of number ", number);
+  return static_cast<Activation>(number);
 }
 
 }  // namespace pxp

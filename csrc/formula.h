@@ -19,8 +19,6 @@ namespace pxp {
 
 enum class Activation : int { identity, relu, relu6, gelu, gelu_tanh, silu, hardswish };
 constexpr int kActivations = 7;
-constexpr const char* kActivationNames[kActivations] = {"identity",  "relu", "relu6",    "gelu",
-                                                        "gelu_tanh", "silu", "hardswish"};
 
 PXP_FORMULA uint32_t bits_of(float x) {
   uint32_t bits;
@@ -132,7 +130,6 @@ PXP_FORMULA T stabilizing_factor(T z, T eps) {
 // How `share_` divides relevance; see pxp_fast/ops/share.py.
 enum class Form : int { plain, positive, gamma, both, both_signed };
 constexpr int kForms = 5;
-constexpr const char* kFormNames[kForms] = {"plain", "positive", "gamma", "both", "both signed"};
 
 // R / (max(D, 0) + eps), 0 where D <= 0: nothing contributed there.
 template <class T>

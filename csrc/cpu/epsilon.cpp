@@ -10,8 +10,8 @@ namespace {
 
 EpsilonTask::Strides strides(const RowStrides& from) { return {from.sample, from.row}; }
 
-void run(EpsilonTensors& t, Pass pass, bool add, const std::string& activation, double eps) {
-  const Activation parsed = parse_activation(activation);
+void run(EpsilonTensors& t, Pass pass, bool add, int64_t activation, double eps) {
+  const Activation parsed = activation_of(activation);
   if (t.output.numel() == 0) return;
   const EpsilonLayout& layout = t.layout;
   EpsilonTask task{};
@@ -57,7 +57,7 @@ void run(EpsilonTensors& t, Pass pass, bool add, const std::string& activation, 
   finish_epsilon(t);
 }
 
-std::tuple<Tensor, Tensor> epsilon(const Tensor& carry, const Tensor& output, double eps, std::string activation,
+std::tuple<Tensor, Tensor> epsilon(const Tensor& carry, const Tensor& output, double eps, int64_t activation,
                                    int64_t unit_dim, int64_t group) {
   EpsilonTensors t = prepare_epsilon(carry, output, eps, unit_dim, group);
   run(t, Pass::scale_and_sum, false, activation, eps);
@@ -68,19 +68,19 @@ Pass pass_for(const std::optional<Tensor>& sums, bool stabilized) {
   return !sums ? Pass::scale : stabilized ? Pass::scale_and_sum_stabilized : Pass::scale_and_sum;
 }
 
-void epsilon_(const Tensor& carry, const Tensor& output, std::optional<Tensor> sums, double eps, std::string activation,
+void epsilon_(const Tensor& carry, const Tensor& output, std::optional<Tensor> sums, double eps, int64_t activation,
               int64_t unit_dim, int64_t group, bool stabilized_sums) {
   EpsilonTensors t = prepare_epsilon_(carry, output, sums, eps, unit_dim, group);
   run(t, pass_for(sums, stabilized_sums), true, activation, eps);
 }
 
 void epsilon_over_(const Tensor& carry, const Tensor& output, std::optional<Tensor> sums, double eps,
-                   std::string activation, int64_t unit_dim, int64_t group, bool stabilized_sums) {
+                   int64_t activation, int64_t unit_dim, int64_t group, bool stabilized_sums) {
   EpsilonTensors t = prepare_epsilon_over_(carry, output, sums, eps, unit_dim, group);
   run(t, pass_for(sums, stabilized_sums), true, activation, eps);
 }
 
-void unit_sums_(const Tensor& sums, const Tensor& carry, const Tensor& output, std::string activation, int64_t unit_dim,
+void unit_sums_(const Tensor& sums, const Tensor& carry, const Tensor& output, int64_t activation, int64_t unit_dim,
                 int64_t group) {
   EpsilonTensors t = prepare_unit_sums_(sums, carry, output, unit_dim, group);
   run(t, Pass::sum, true, activation, 0);

@@ -3,22 +3,20 @@
 namespace pxp::cpu {
 namespace {
 
-Form parse_form(const std::string& name) {
-  for (int i = 0; i < kForms; ++i) {
-    if (name == kFormNames[i]) return static_cast<Form>(i);
-  }
-  STD_TORCH_CHECK(false, "share_: no form named ", name);
-  return Form::plain;
+// A number, not a name: the stable ABI leaks every string that a kernel is given.
+Form form_of(int64_t number) {
+  STD_TORCH_CHECK(0 <= number && number < kForms, "share_: no form of number ", number);
+  return static_cast<Form>(number);
 }
 
-void share_(const Tensor& carry, const Tensor& output, const Tensor& product, std::string form, double eps,
+void share_(const Tensor& carry, const Tensor& output, const Tensor& product, int64_t form, double eps,
             double first, double second, bool given) {
   check_floating(carry, "share_", "carry");
   check_like(output, carry, "share_", "output");
   check_like(product, carry, "share_", "product");
   STD_TORCH_CHECK(eps >= 0, "share_: eps must not be negative");
   ShareTask task{};
-  task.form = parse_form(form);
+  task.form = form_of(form);
   if (carry.numel() == 0) return;
   check_apart("share_", "carry", carry);
   // Elements of dense tensors with the same strides lie in the same order, and which is which does not matter.

@@ -11,7 +11,7 @@ ImageStrides strides_of(const Tensor& image) {
 Tensor convolution_epsilon(const Tensor& scaled, const Tensor& weight, const Tensor& output,
                            std::optional<Tensor> carry, std::optional<Tensor> sums, std::vector<int64_t> stride,
                            std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups, double eps,
-                           std::string activation, bool tf32) {
+                           int64_t activation, bool tf32) {
   const char* op = "convolution_epsilon";
   STD_TORCH_CHECK(scaled.dim() == 4 && weight.dim() == 4 && output.dim() == 4 && groups >= 1, op,
                   ": scaled must be [N, K, OH, OW], weight [K, C / groups, R, S], output [N, C, H, W]");
@@ -23,7 +23,7 @@ Tensor convolution_epsilon(const Tensor& scaled, const Tensor& weight, const Ten
   check_product(op, scaled, weight, output, carry, sums, output.size(1), eps);
 
   ProductShape shape{};
-  shape.activation = parse_activation(activation);
+  shape.activation = activation_of(activation);
   shape.samples = output.size(0);
   for (int axis = 0; axis < 2; ++axis) {
     STD_TORCH_CHECK(stride[axis] >= 1 && padding[axis] >= 0 && dilation[axis] >= 1 && weight.size(2 + axis) >= 1, op,

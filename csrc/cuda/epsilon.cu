@@ -96,8 +96,8 @@ struct Mode {
   bool writes, stabilized, add;
 };
 
-void run(EpsilonTensors& t, const Mode& mode, const std::string& activation, double eps) {
-  const Activation parsed = parse_activation(activation);
+void run(EpsilonTensors& t, const Mode& mode, int64_t activation, double eps) {
+  const Activation parsed = activation_of(activation);
   if (t.output.numel() == 0) return;
   const EpsilonLayout& layout = t.layout;
   const EpsilonShape shape{layout.samples,
@@ -120,7 +120,7 @@ void run(EpsilonTensors& t, const Mode& mode, const std::string& activation, dou
   finish_epsilon(t);
 }
 
-std::tuple<Tensor, Tensor> epsilon(const Tensor& carry, const Tensor& output, double eps, std::string activation,
+std::tuple<Tensor, Tensor> epsilon(const Tensor& carry, const Tensor& output, double eps, int64_t activation,
                                    int64_t unit_dim, int64_t group) {
   const DeviceGuard guard(output.get_device_index());
   EpsilonTensors t = prepare_epsilon(carry, output, eps, unit_dim, group);
@@ -128,7 +128,7 @@ std::tuple<Tensor, Tensor> epsilon(const Tensor& carry, const Tensor& output, do
   return {t.result, *t.sums};
 }
 
-void epsilon_(const Tensor& carry, const Tensor& output, std::optional<Tensor> sums, double eps, std::string activation,
+void epsilon_(const Tensor& carry, const Tensor& output, std::optional<Tensor> sums, double eps, int64_t activation,
               int64_t unit_dim, int64_t group, bool stabilized_sums) {
   const DeviceGuard guard(output.get_device_index());
   EpsilonTensors t = prepare_epsilon_(carry, output, sums, eps, unit_dim, group);
@@ -136,13 +136,13 @@ void epsilon_(const Tensor& carry, const Tensor& output, std::optional<Tensor> s
 }
 
 void epsilon_over_(const Tensor& carry, const Tensor& output, std::optional<Tensor> sums, double eps,
-                   std::string activation, int64_t unit_dim, int64_t group, bool stabilized_sums) {
+                   int64_t activation, int64_t unit_dim, int64_t group, bool stabilized_sums) {
   const DeviceGuard guard(output.get_device_index());
   EpsilonTensors t = prepare_epsilon_over_(carry, output, sums, eps, unit_dim, group);
   run(t, {true, stabilized_sums, true}, activation, eps);
 }
 
-void unit_sums_(const Tensor& sums, const Tensor& carry, const Tensor& output, std::string activation, int64_t unit_dim,
+void unit_sums_(const Tensor& sums, const Tensor& carry, const Tensor& output, int64_t activation, int64_t unit_dim,
                 int64_t group) {
   const DeviceGuard guard(output.get_device_index());
   EpsilonTensors t = prepare_unit_sums_(sums, carry, output, unit_dim, group);

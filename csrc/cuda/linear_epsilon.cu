@@ -22,7 +22,7 @@ std::optional<ImageStrides> strides_of(const Tensor& tensor) {
 }
 
 Tensor linear_epsilon(const Tensor& scaled, const Tensor& weight, const Tensor& output, std::optional<Tensor> carry,
-                      std::optional<Tensor> sums, double eps, std::string activation, int64_t group,
+                      std::optional<Tensor> sums, double eps, int64_t activation, int64_t group,
                       bool stabilized_sums, bool tf32) {
   const char* op = "linear_epsilon";
   STD_TORCH_CHECK(output.dim() >= 2 && weight.dim() == 2 && scaled.dim() == output.dim(), op,
@@ -35,7 +35,7 @@ Tensor linear_epsilon(const Tensor& scaled, const Tensor& weight, const Tensor& 
   check_product(op, scaled, weight, output, carry, sums, channels / group, eps);
 
   ProductShape shape{};
-  shape.activation = parse_activation(activation);
+  shape.activation = activation_of(activation);
   const DeviceGuard guard(output.get_device_index());
   Tensor result = torch::stable::empty_like(output);
   if (output.numel() == 0) return result;

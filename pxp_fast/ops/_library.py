@@ -12,7 +12,7 @@ import importlib
 import os
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,26 @@ native: dict[str, str] = {}
 """What became of each compiled library, by dispatch key: "loaded", or the reason why it is not."""
 
 
-def define(schema: str, reference: Callable, fake: Callable) -> torch._ops.OpOverload:
-    """Define the operator `schema` with its reference implementation and its shape function."""
+def define(
+    schema: str, reference: Callable, fake: Callable, names: Mapping[str, Sequence[str]] | None = None
+) -> torch._ops.OpOverload:
+    """Define the operator `schema` with its reference implementation and its shape function.
+
+    Arguments in `names` are numbers in the schema, as the stable ABI leaks every string that a kernel is given; the two
+    functions get the names that they stand for.
+    """
     name = schema.partition("(")[0]
+    arguments = [argument.name for argument in torch._C.parse_schema(f"{NAMESPACE}::{schema}").arguments]
+    choices = {arguments.index(argument): each for argument, each in (names or {}).items()}
+
+    def named(function: Callable) -> Callable:
+        if not choices:
+            return function
+        return lambda *given: function(*(choices[i][each] if i in choices else each for i, each in enumerate(given)))
+
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, reference, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    _library.impl(name, named(reference), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", named(fake), lib=_library)
     operators[name] = getattr(getattr(torch.ops, NAMESPACE), name).default
     return operators[name]
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import PxpError
 from ._library import compute_dtype, define
+from .epsilon import ACTIVATIONS, NAMES
 from .linear_epsilon import add_sums, check_common, finish
 
 
@@ -60,9 +61,10 @@ def fake(
 
 _operator = define(
     "convolution_epsilon(Tensor scaled, Tensor weight, Tensor output, Tensor? carry, Tensor(a!)? sums, int[] stride, "
-    "int[] padding, int[] dilation, int groups, float eps, str activation, bool tf32) -> Tensor",
+    "int[] padding, int[] dilation, int groups, float eps, int activation, bool tf32) -> Tensor",
     reference,
     fake,
+    NAMES,
 )
 
 
@@ -157,6 +159,7 @@ def convolution_epsilon(
             f"{channels * groups} channels: pass what belongs together"
         )
     check_common(name, scaled, weight, output, carry, sums, output.shape[1], eps, activation)
+    number = ACTIVATIONS.index(activation)
     return _operator(
-        scaled, weight, output, carry, sums, list(stride), list(padding), list(dilation), groups, eps, activation, tf32
+        scaled, weight, output, carry, sums, list(stride), list(padding), list(dilation), groups, eps, number, tf32
     )

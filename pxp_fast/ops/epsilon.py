@@ -24,6 +24,8 @@ _RATIOS = {
     "hardswish": lambda z: (z + 3).clamp(0, 6) / 6,
 }
 ACTIVATIONS = tuple(_RATIOS)
+NAMES = {"activation": ACTIVATIONS}
+"""What operators call by a number: see :func:`pxp_fast.ops._library.define`."""
 
 
 def _pass(carry: Tensor, output: Tensor, activation: str) -> tuple[Tensor, Tensor]:
@@ -116,26 +118,30 @@ def fake(
 
 
 _operator = define(
-    "epsilon(Tensor carry, Tensor output, float eps, str activation, int unit_dim, int group) -> (Tensor, Tensor)",
+    "epsilon(Tensor carry, Tensor output, float eps, int activation, int unit_dim, int group) -> (Tensor, Tensor)",
     reference,
     fake,
+    NAMES,
 )
 _in_place = define(
-    "epsilon_(Tensor(a!) carry, Tensor output, Tensor(b!)? sums, float eps, str activation, int unit_dim, int group, "
+    "epsilon_(Tensor(a!) carry, Tensor output, Tensor(b!)? sums, float eps, int activation, int unit_dim, int group, "
     "bool stabilized_sums) -> ()",
     reference_in_place,
     lambda *arguments: None,
+    NAMES,
 )
 _over = define(
-    "epsilon_over_(Tensor carry, Tensor(a!) output, Tensor(b!)? sums, float eps, str activation, int unit_dim, "
+    "epsilon_over_(Tensor carry, Tensor(a!) output, Tensor(b!)? sums, float eps, int activation, int unit_dim, "
     "int group, bool stabilized_sums) -> ()",
     reference_over,
     lambda *arguments: None,
+    NAMES,
 )
 _unit_sums = define(
-    "unit_sums_(Tensor(a!) sums, Tensor carry, Tensor output, str activation, int unit_dim, int group) -> ()",
+    "unit_sums_(Tensor(a!) sums, Tensor carry, Tensor output, int activation, int unit_dim, int group) -> ()",
     reference_unit_sums,
     lambda *arguments: None,
+    NAMES,
 )
 
 
@@ -195,7 +201,7 @@ def epsilon(
     PLoS ONE 10(7), 2015, equation 58 (the stabilized rule).
     """
     _check("epsilon", carry, output, eps, activation, unit_dim, group)
-    return _operator(carry, output, eps, activation, unit_dim, group)
+    return _operator(carry, output, eps, ACTIVATIONS.index(activation), unit_dim, group)
 
 
 def epsilon_(
@@ -241,7 +247,7 @@ def epsilon_(
     check_apart("epsilon_", "carry", carry)
     if sums is not None:
         _check_sums("epsilon_", sums, output, unit_dim, group)
-    _in_place(carry, output, sums, eps, activation, unit_dim, group, stabilized_sums)
+    _in_place(carry, output, sums, eps, ACTIVATIONS.index(activation), unit_dim, group, stabilized_sums)
     return carry
 
 
@@ -275,7 +281,7 @@ def epsilon_over_(
     check_apart("epsilon_over_", "output", output)
     if sums is not None:
         _check_sums("epsilon_over_", sums, output, unit_dim, group)
-    _over(carry, output, sums, eps, activation, unit_dim, group, stabilized_sums)
+    _over(carry, output, sums, eps, ACTIVATIONS.index(activation), unit_dim, group, stabilized_sums)
     return output
 
 
@@ -309,7 +315,7 @@ def unit_sums_(
     """
     _check("unit_sums_", carry, output, 0.0, activation, unit_dim, group)
     _check_sums("unit_sums_", sums, output, unit_dim, group)
-    _unit_sums(sums, carry, output, activation, unit_dim, group)
+    _unit_sums(sums, carry, output, ACTIVATIONS.index(activation), unit_dim, group)
     return sums
 
 

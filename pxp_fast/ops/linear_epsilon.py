@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..errors import PxpError
 from ._library import compute_dtype, define
-from .epsilon import _RATIOS, ACTIVATIONS
+from .epsilon import _RATIOS, ACTIVATIONS, NAMES
 
 
 def finish(
@@ -70,9 +70,10 @@ def fake(
 
 _operator = define(
     "linear_epsilon(Tensor scaled, Tensor weight, Tensor output, Tensor? carry, Tensor(a!)? sums, float eps, "
-    "str activation, int group, bool stabilized_sums, bool tf32) -> Tensor",
+    "int activation, int group, bool stabilized_sums, bool tf32) -> Tensor",
     reference,
     fake,
+    NAMES,
 )
 
 
@@ -194,4 +195,5 @@ def linear_epsilon(
     if group < 1 or columns % group:
         raise PxpError(f"linear_epsilon: group is {group} for {columns} channels; pass a divisor of the channels")
     check_common("linear_epsilon", scaled, weight, output, carry, sums, columns // group, eps, activation)
-    return _operator(scaled, weight, output, carry, sums, eps, activation, group, stabilized_sums, tf32)
+    number = ACTIVATIONS.index(activation)
+    return _operator(scaled, weight, output, carry, sums, eps, number, group, stabilized_sums, tf32)

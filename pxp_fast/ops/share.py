@@ -46,10 +46,11 @@ def reference(
 
 
 _operator = define(
-    "share_(Tensor(a!) carry, Tensor output, Tensor(b!) product, str form, float eps, float first, float second, "
+    "share_(Tensor(a!) carry, Tensor output, Tensor(b!) product, int form, float eps, float first, float second, "
     "bool given) -> ()",
     reference,
     lambda *arguments: None,
+    {"form": FORMS},
 )
 
 
@@ -121,7 +122,7 @@ def share_(
     if not torch.ops.aten.is_non_overlapping_and_dense(output):
         output = output.contiguous()
     carry, product = (_laid_out_as(output, tensor) for tensor in (carry, product))
-    _operator(carry, output, product, form, eps, first, second, given)
+    _operator(carry, output, product, FORMS.index(form), eps, first, second, given)
     return carry, product
 
 

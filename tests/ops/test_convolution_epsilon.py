@@ -148,7 +148,20 @@ def test_opcheck(joined, summed, dtype, device):
     sums = table(2, 8, torch.float64 if dtype == torch.float64 else torch.float32, device)[1] if summed else None
     opcheck(
         OPERATOR,
-        (scaled, weight, output, carry if joined else None, sums, [2, 1], [0, 0], [1, 1], 1, 1e-3, "relu", True),
+        (
+            scaled,
+            weight,
+            output,
+            carry if joined else None,
+            sums,
+            [2, 1],
+            [0, 0],
+            [1, 1],
+            1,
+            1e-3,
+            ACTIVATIONS.index("relu"),
+            True,
+        ),
     )
 
 

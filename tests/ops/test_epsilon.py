@@ -16,6 +16,7 @@ from pxp_fast.ops._library import native
 from pxp_fast.ops.epsilon import reference
 
 OPERATOR = torch.ops.pxp_fast.epsilon.default
+RELU = ACTIVATIONS.index("relu")
 
 
 def check(carry, output, eps=1e-6, activation="identity", unit_dim=1, group=1):
@@ -166,14 +167,14 @@ def test_every_instruction_set(instruction_set):
 def test_opcheck(arguments, dtype, device):
     shape, activation, unit_dim, group = arguments
     carry, output = pair(shape, dtype, device)
-    opcheck(OPERATOR, (carry, output, 1e-3, activation, unit_dim, group))
+    opcheck(OPERATOR, (carry, output, 1e-3, ACTIVATIONS.index(activation), unit_dim, group))
 
 
 def test_opcheck_strides(device):
     carry, output = (channels_last(t) for t in pair((2, 6, 4, 5), torch.float32, device))
-    opcheck(OPERATOR, (carry, output, 1e-3, "relu", 1, 1))
-    opcheck(OPERATOR, (carry[:, :, ::2], output[:, :, ::2], 1e-3, "relu", 1, 1))
-    opcheck(OPERATOR, (carry[:0], output[:0], 1e-3, "relu", 1, 1))
+    opcheck(OPERATOR, (carry, output, 1e-3, RELU, 1, 1))
+    opcheck(OPERATOR, (carry[:, :, ::2], output[:, :, ::2], 1e-3, RELU, 1, 1))
+    opcheck(OPERATOR, (carry[:0], output[:0], 1e-3, RELU, 1, 1))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +200,7 @@ def test_wrong_arguments(change, message):
 def test_wrong_arguments_past_the_typed_function():
     """The kernels guard themselves: nothing reads past a tensor, whoever calls."""
     z = torch.zeros(2, 3, 4)
-    for bad in ((z[:1], z, 0.1, "relu", 1, 1), (z, z, 0.1, "relu", 0, 1), (z, z, 0.1, "none", 1, 1),
-                (z, z, 0.1, "relu", -1, 3), (z.double(), z, 0.1, "relu", 1, 1)):  # fmt: skip
+    for bad in ((z[:1], z, 0.1, RELU, 1, 1), (z, z, 0.1, RELU, 0, 1), (z, z, 0.1, len(ACTIVATIONS), 1, 1),
+                (z, z, 0.1, -1, 1, 1), (z, z, 0.1, RELU, -1, 3), (z.double(), z, 0.1, RELU, 1, 1)):  # fmt: skip
         with pytest.raises((RuntimeError, KeyError, ValueError)):
             torch.ops.pxp_fast.epsilon(*bad)

@@ -26,6 +26,7 @@ from pxp_fast.ops.epsilon import reference_in_place, reference_over, reference_u
 
 OPERATOR = torch.ops.pxp_fast.epsilon_.default
 OVER = torch.ops.pxp_fast.epsilon_over_.default
+RELU = ACTIVATIONS.index("relu")
 UNIT_SUMS = torch.ops.pxp_fast.unit_sums_.default
 MARGIN = 3
 needs_kernels = pytest.mark.skipif(native["CPU"] != "loaded", reason=f"no compiled CPU kernels: {native['CPU']}")
@@ -264,21 +265,21 @@ def test_every_instruction_set(instruction_set):
 )
 def test_opcheck(arguments, dtype, device):
     shape, activation, unit_dim, group = arguments
-    carry, output = pair(shape, dtype, device)
+    carry, output, number = *pair(shape, dtype, device), ACTIVATIONS.index(activation)
     part = Table(output, unit_dim, group).part
     for sums in (part, None):
-        opcheck(OPERATOR, (carry.clone(), output, sums, 1e-3, activation, unit_dim, group, False))
-        opcheck(OVER, (carry, output.clone(), sums, 1e-3, activation, unit_dim, group, False))
-    opcheck(UNIT_SUMS, (part.clone(), carry, output, activation, unit_dim, group))
+        opcheck(OPERATOR, (carry.clone(), output, sums, 1e-3, number, unit_dim, group, False))
+        opcheck(OVER, (carry, output.clone(), sums, 1e-3, number, unit_dim, group, False))
+    opcheck(UNIT_SUMS, (part.clone(), carry, output, number, unit_dim, group))
 
 
 def test_opcheck_strides(device):
     carry, output = (channels_last(t) for t in pair((2, 6, 4, 5), torch.float32, device))
     sums = torch.zeros(2, 2, 6, device=device)
-    opcheck(OPERATOR, (carry, output, sums, 1e-3, "relu", 1, 1, True))
-    opcheck(OPERATOR, (carry.contiguous(), output, sums, 1e-3, "relu", 1, 1, False))
-    opcheck(OVER, (carry.contiguous(), output, sums, 1e-3, "relu", 1, 1, False))
-    opcheck(UNIT_SUMS, (sums, carry[:, :, ::2], output[:, :, ::2], "relu", 1, 1))
+    opcheck(OPERATOR, (carry, output, sums, 1e-3, RELU, 1, 1, True))
+    opcheck(OPERATOR, (carry.contiguous(), output, sums, 1e-3, RELU, 1, 1, False))
+    opcheck(OVER, (carry.contiguous(), output, sums, 1e-3, RELU, 1, 1, False))
+    opcheck(UNIT_SUMS, (sums, carry[:, :, ::2], output[:, :, ::2], RELU, 1, 1))
 
 
 @pytest.mark.parametrize(
@@ -316,12 +317,12 @@ def test_wrong_arguments_past_the_typed_functions():
     for bad in ((z[:1], z, sums), (z, z, sums[:, :1]), (z, z, sums.double()), (z, z, sums.mT.contiguous().mT),
                 (z, z, sums[:1].expand(2, 2, 3)), (z.double(), z, sums)):  # fmt: skip
         with pytest.raises(RuntimeError):
-            torch.ops.pxp_fast.epsilon_(*bad, 0.1, "relu", 1, 1, False)
+            torch.ops.pxp_fast.epsilon_(*bad, 0.1, RELU, 1, 1, False)
         with pytest.raises(RuntimeError):
-            torch.ops.pxp_fast.epsilon_over_(*bad, 0.1, "relu", 1, 1, False)
+            torch.ops.pxp_fast.epsilon_over_(*bad, 0.1, RELU, 1, 1, False)
         with pytest.raises(RuntimeError):
-            torch.ops.pxp_fast.unit_sums_(bad[2], *bad[:2], "relu", 1, 1)
+            torch.ops.pxp_fast.unit_sums_(bad[2], *bad[:2], RELU, 1, 1)
     with pytest.raises(RuntimeError, match="clone"):
-        torch.ops.pxp_fast.epsilon_(z[:, :1].expand(2, 3, 4), z, None, 0.1, "relu", 1, 1, False)
+        torch.ops.pxp_fast.epsilon_(z[:, :1].expand(2, 3, 4), z, None, 0.1, RELU, 1, 1, False)
     with pytest.raises(RuntimeError, match="clone"):
-        torch.ops.pxp_fast.epsilon_over_(z, z[:, :1].expand(2, 3, 4), None, 0.1, "relu", 1, 1, False)
+        torch.ops.pxp_fast.epsilon_over_(z, z[:, :1].expand(2, 3, 4), None, 0.1, RELU, 1, 1, False)

@@ -53,7 +53,7 @@ def test_epsilon_far_apart(unit_dim, dtype):
     strides = (3 * 2**30, 2**30, 1)
     carry, output = far(shape, strides, dtype, 0), far(shape, strides, dtype, 1)
     arguments = (1e-2, "relu", unit_dim, 1)
-    scaled, sums = torch.ops.pxp_fast.epsilon(carry, output, *arguments)
+    scaled, sums = epsilon(carry, output, eps=1e-2, activation="relu", unit_dim=unit_dim)
     expected_scaled, expected_sums = epsilon_reference(carry.clone(), output.clone(), *arguments)
     torch.testing.assert_close(scaled, expected_scaled)
     torch.testing.assert_close(sums, expected_sums, rtol=1e-5, atol=1e-4)

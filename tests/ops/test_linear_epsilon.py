@@ -134,7 +134,10 @@ def test_no_features(device):
 def test_opcheck(joined, summed, dtype, device):
     scaled, weight, output, carry = tensors((2, 7, 24), 16, dtype, device)
     sums = table(2, 6, torch.float64 if dtype == torch.float64 else torch.float32, device)[1] if summed else None
-    opcheck(OPERATOR, (scaled, weight, output, carry if joined else None, sums, 1e-3, "gelu", 4, True, True))
+    opcheck(
+        OPERATOR,
+        (scaled, weight, output, carry if joined else None, sums, 1e-3, ACTIVATIONS.index("gelu"), 4, True, True),
+    )
 
 
 @pytest.mark.parametrize(
