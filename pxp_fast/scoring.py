@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import platform
@@ -18,6 +19,7 @@ from .criteria.registry import check_options, needs_images
 from .errors import DataError, PxpError
 from .loader import unprepared
 from .lrp import Composite, Program
+from .memory import kept
 from .prefetch import closing, prefetch
 from .progress import Track
 from .scores import Scores, ScoresHeader
@@ -52,7 +54,8 @@ def score(
 ) -> Scores:
     """Score every unit of a classifier by its relevance over a reference set, in one pass, or by another criterion.
 
-    Sums stay on the device in float64 and come to the host once, at the end. A GPU is kept busy: batches are brought to
+    Sums stay on the device in float64 and come to the host once, at the end. On a CPU freed memory is kept for the next
+    batch until scoring ends (:func:`pxp_fast.memory.kept`). A GPU is kept busy: batches are brought to
     it ahead of their turn, and from the second batch of a size on the work is a recorded CUDA graph.
 
     Parameters
@@ -137,7 +140,9 @@ def score(
         step = Step(scorer, initial, per_class=per_class, tables=tables, recorder=recorder)
         watch = Watch(until_stable, scorer.units) if until_stable is not None else None
         checked = _checked(itertools.chain((first,), source), program, initial)
-        with closing(prefetch(checked, program.device, program.dtype, preparing(program.device))) as batches:
+        batches = prefetch(checked, program.device, program.dtype, preparing(program.device))
+        keeping = kept() if program.device.type == "cpu" else contextlib.nullcontext()
+        with keeping, closing(batches):
             taken = batches if watch is None else watch.while_unstable(batches)
             for images, labels in progress(taken, "scoring", total) if progress is not None else taken:
                 step(images, labels)

@@ -5,10 +5,12 @@ import sys
 
 import pytest
 
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator is what is asked")
+
 SCRIPT = """
-import resource, torch
+import contextlib, resource, torch
 from pxp_fast import memory
-assert memory.retain()
+REQUEST
 x = torch.ones(40 << 18)  # 40 MiB, above the allocator's largest threshold
 for _ in range(20):
     y = x * 2
@@ -21,7 +23,58 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator is what is asked")
-def test_freed_memory_is_used_again():
-    done = subprocess.run([sys.executable, "-c", SCRIPT], check=True, capture_output=True, text=True)
-    assert int(done.stdout) < (40 << 20) // 4096  # less than one tensor's pages, in five rounds
+PAGES = (40 << 20) // 4096  # of one tensor
+
+
+def faults(request: str) -> int:
+    script = SCRIPT.replace("REQUEST", request)
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    return int(done.stdout)
+
+
+@linux
+@pytest.mark.parametrize(
+    "request_",
+    [
+        "assert memory.retain()",
+        "stack = contextlib.ExitStack(); stack.enter_context(memory.kept())",
+        "stack = contextlib.ExitStack(); stack.enter_context(memory.kept())\nwith memory.kept(): pass",
+        "assert memory.retain()\nwith memory.kept(): pass",
+    ],
+    ids=["for good", "kept", "nested", "both"],
+)
+def test_freed_memory_is_used_again(request_):
+    assert faults(request_) < PAGES  # in five rounds
+
+
+@linux
+def test_kept_memory_goes_back_in_the_end():
+    assert faults("with memory.kept(): torch.ones(40 << 18)") > 4 * PAGES
+
+
+@linux
+def test_scoring_leaves_no_memory_behind():
+    """Neither what it kept while it ran nor, batch by batch, a little more."""
+    script = """
+import torch, pxp_fast as pxp
+def resident(): return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
+torch.manual_seed(0)
+model = torch.nn.Sequential(*[torch.nn.Conv2d(i, 64, 3, padding=1) for i in (3, 64, 64)], torch.nn.ReLU(),
+                            torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(64, 5)).eval()
+batch = torch.randn(8, 3, 64, 64), torch.zeros(8, dtype=torch.int64)
+peaks = []
+def watched(count):
+    for _ in range(count):
+        peaks.append(resident())
+        yield batch
+pxp.score(model, watched(3))
+before = resident()
+peaks.clear()
+pxp.score(model, watched(80))
+print(resident() - before, peaks[-1] - peaks[20])
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    left, growth = map(int, done.stdout.split())
+    tensor = 8 * 64 * 64 * 64 * 4 // 1024  # of one layer, in kilobytes
+    assert left < 2 * tensor
+    assert growth < 2 * tensor

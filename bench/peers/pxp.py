@@ -7,19 +7,25 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from pxp_fast import ops
+from pxp_fast import memory, ops
 from pxp_fast.criteria import CudaGraphs, GraphWarning, Relevance, Step
 
 from .interface import Peer
 
 
 class PxpFast(Peer):
-    """`options` go to :class:`pxp_fast.criteria.Relevance`. Images are taken as a loader gives them."""
+    """`options` go to :class:`pxp_fast.criteria.Relevance`. Images are taken as a loader gives them.
+
+    Freed memory is kept, as `pxp_fast.score` keeps it until it ends, which here is when the process does.
+    """
 
     def __init__(self, model: nn.Module, images: Tensor, dtype: torch.dtype, **options) -> None:
         self.relevance = Relevance(model, images, dtype=dtype, device=images.device, **options)
         units = sum(group.count for group in self.relevance.units)
         self.totals = torch.zeros(4, units, dtype=torch.float64, device=images.device)
+        if images.device.type == "cpu":
+            self.kept = memory.kept()
+            self.kept.__enter__()
 
     def run(self, images: Tensor, labels: Tensor) -> None:
         self.table = self.relevance.run(images, labels)
