@@ -12,11 +12,12 @@ import ctypes
 import functools
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-# mallopt's parameters and their defaults, from glibc's malloc.h.
-_M_TRIM_THRESHOLD, _TRIM_THRESHOLD = -1, 128 * 1024
-_M_MMAP_MAX, _MMAP_MAX = -4, 65536
+# mallopt's parameters, from glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
+# Where glibc's own thresholds end up in a process that has freed large blocks; once set, it adapts them no more.
+_LARGEST_MMAP_THRESHOLD, _LARGEST_TRIM_THRESHOLD = 32 << 20, 64 << 20
 
 _lock = threading.Lock()
 _keepers = 0
@@ -36,45 +37,37 @@ def retain() -> bool:
     """
     global _for_good
     with _lock:
-        _for_good = _reuse()
+        mallopt = _mallopt()
+        _for_good = mallopt is not None and bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
         return _for_good
 
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """:func:`retain` for as long as the block runs; afterwards freed memory goes back to the system.
+    """Reuse freed memory in blocks of up to 32 MiB for as long as this runs; then hand it back to the system.
 
-    May be nested, and entered by several threads: the last one to leave gives the memory back. Nothing happens where
+    Larger blocks still go back at once: left lying about, they cost more memory than their page faults cost time. May
+    be nested, and entered by several threads: the last one to leave gives the memory back. Nothing happens where
     the C library is not glibc, and nothing is given back after :func:`retain`.
     """
     global _keepers
     with _lock:
         _keepers += 1
-        if _keepers == 1 and not _for_good:
-            _reuse()
+        if _keepers == 1 and not _for_good and (mallopt := _mallopt()) is not None:
+            mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+            mallopt(_M_TRIM_THRESHOLD, -1)
     try:
         yield
     finally:
         with _lock:
             _keepers -= 1
-            if _keepers == 0 and not _for_good:
-                _give_back()
-
-
-def _reuse() -> bool:
-    mallopt = getattr(_libc(), "mallopt", None)
-    return mallopt is not None and bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
-
-
-def _give_back() -> None:
-    libc = _libc()
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_MAX, _MMAP_MAX)
-        libc.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
+            if _keepers == 0 and not _for_good and (mallopt := _mallopt()) is not None:
+                mallopt(_M_TRIM_THRESHOLD, _LARGEST_TRIM_THRESHOLD)
+                ctypes.CDLL(None).malloc_trim(0)
 
 
 @functools.cache
-def _libc() -> ctypes.CDLL | None:
-    return ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+def _mallopt() -> Callable[[int, int], int] | None:
+    """glibc's function; None where that is not the C library."""
+    library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    return library.mallopt if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None

@@ -11,7 +11,7 @@ SCRIPT = """
 import contextlib, resource, torch
 from pxp_fast import memory
 REQUEST
-x = torch.ones(40 << 18)  # 40 MiB, above the allocator's largest threshold
+x = torch.ones(SIZE << 18)
 for _ in range(20):
     y = x * 2
     del y
@@ -23,33 +23,45 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-PAGES = (40 << 20) // 4096  # of one tensor
-
-
-def faults(request: str) -> int:
-    script = SCRIPT.replace("REQUEST", request)
+def faults(request: str, size: int) -> float:
+    """In pages of a tensor of `size` MiB."""
+    script = SCRIPT.replace("REQUEST", request).replace("SIZE", str(size))
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
-    return int(done.stdout)
+    return int(done.stdout) / (size * 256)
 
 
 @linux
 @pytest.mark.parametrize(
-    "request_",
+    ("wish", "size"),
     [
-        "assert memory.retain()",
-        "stack = contextlib.ExitStack(); stack.enter_context(memory.kept())",
-        "stack = contextlib.ExitStack(); stack.enter_context(memory.kept())\nwith memory.kept(): pass",
-        "assert memory.retain()\nwith memory.kept(): pass",
+        ("assert memory.retain()", 40),  # above the allocator's largest threshold
+        ("stack = contextlib.ExitStack(); stack.enter_context(memory.kept())", 30),
+        ("stack = contextlib.ExitStack(); stack.enter_context(memory.kept())\nwith memory.kept(): pass", 30),
+        ("assert memory.retain()\nwith memory.kept(): pass", 40),
     ],
     ids=["for good", "kept", "nested", "both"],
 )
-def test_freed_memory_is_used_again(request_):
-    assert faults(request_) < PAGES  # in five rounds
+def test_freed_memory_is_used_again(wish, size):
+    assert faults(wish, size) < 1  # in five rounds
 
 
 @linux
 def test_kept_memory_goes_back_in_the_end():
-    assert faults("with memory.kept(): torch.ones(40 << 18)") > 4 * PAGES
+    script = """
+import torch
+from pxp_fast import memory
+def resident(): return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
+torch.ones(30 << 18)
+before = resident()
+with memory.kept():
+    for _ in range(4): tensors = [torch.ones(30 << 18) for _ in range(4)]
+    del tensors
+    inside = resident()
+print(inside - before, resident() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    inside, after = (int(size) / (30 << 10) for size in done.stdout.split())  # in tensors
+    assert inside > 3 and after < 1
 
 
 @linux
