@@ -4,5 +4,6 @@ from .capture import capture
 from .composites import Composite
 from .graph import Captured
 from .program import Program, Reader
+from .registry import Part, Rule, register, rule
 
-__all__ = ["Captured", "Composite", "Program", "Reader", "capture"]
+__all__ = ["Captured", "Composite", "Part", "Program", "Reader", "Rule", "capture", "register", "rule"]

@@ -48,8 +48,9 @@ def between(*modules: nn.Module) -> nn.Module:
 LAYERS = {
     "conv": lambda: Sandwich(conv(6, 3, padding=1)),
     "relu, strided, relu": lambda: Sandwich(between(conv(6, 3, stride=2, padding=1), nn.ReLU()), after_relu=True),
-    "relu, grouped": lambda: Sandwich(between(conv(6, 3, groups=2), nn.MaxPool2d(2)), after_relu=True),
-    "relu, dilated, gelu": lambda: Sandwich(between(conv(6, 3, dilation=2), nn.GELU()), after_relu=True),
+    "relu, grouped, dilated, gelu": lambda: Sandwich(
+        between(conv(6, 3, groups=2, dilation=2), nn.GELU(), nn.MaxPool2d(2)), after_relu=True
+    ),
     "depthwise, relu6, average": lambda: Sandwich(
         between(conv(8, (3, 2), padding="same", groups=8, bias=False), nn.ReLU6(), nn.AvgPool2d(2))
     ),
