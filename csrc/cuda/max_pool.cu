@@ -40,7 +40,8 @@ template <class T, int V>
 void launch_carry(const MaxPoolCarry<T>& at, const MaxPoolShape& shape, cudaStream_t stream) {
   const int width = lanes_for(shape.channels, V);
   const int64_t tiles = (shape.channels + width * V - 1) / (width * V);
-  max_pool_carry<T, V><<<blocks_for(shape.samples * at.blocks * tiles, 1), kThreads, 0, stream>>>(at, shape, width, tiles);
+  max_pool_carry<T, V>
+      <<<blocks_for(shape.samples * at.blocks * tiles, 1), kThreads, 0, stream>>>(at, shape, width, tiles);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 

@@ -58,8 +58,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   store<Result, V>(result + item * V, winner);
 }
 
-// What `max_pool_carry` reads and writes. `rest` and `partials` may be null, `result` may be `value`; partials [2][blocks]
-// [samples * channels].
+// What `max_pool_carry` reads and writes. `rest` and `partials` may be null, `result` may be `value`; partials are
+// [2][blocks][samples * channels].
 template <class T>
 struct MaxPoolCarry {
   const T* carry;
