@@ -42,9 +42,11 @@ def composite(rule: Hook) -> LayerMapComposite:
 class ZennitOracle:
     """Registered once on a folded copy of `model`; `run` may be called again and again."""
 
-    def __init__(self, model: nn.Module, epsilon: float = 1e-6, rule: Hook | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, epsilon: float = 1e-6, rule: Hook | None = None, rules: LayerMapComposite | None = None
+    ) -> None:
         self.model = folded(model)
-        self.composite = composite(rule or Epsilon(epsilon))
+        self.composite = rules or composite(rule or Epsilon(epsilon))
         self.composite.register(self.model)
         self.sums: dict[str, Tensor] = {}
         for name, module in self.model.named_modules():
