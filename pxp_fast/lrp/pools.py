@@ -49,7 +49,7 @@ class MaxPool(Taped):
         if not isinstance(saved, Tensor):
             super().backward(run, carry, saved)
             return
-        run.give(self.node.args[0], WinnersCarry(carry.take()[0], saved, self.window))
+        run.give(self.node.args[0], WinnersCarry(carry.tensor(), saved, self.window))
 
 
 class WinnersCarry(Pending):

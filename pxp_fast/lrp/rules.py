@@ -246,7 +246,8 @@ class Item(Operator):
         return run.env[self.node.args[0]][self.node.args[1]], None
 
     def backward(self, run: Run, carry: Carry, saved) -> None:
-        run.carries.setdefault(self.node.args[0], {})[self.node.args[1]] = carry.tensor()
+        siblings, place, value = run.carries.setdefault(self.node.args[0], {}), self.node.args[1], carry.tensor()
+        siblings[place] = value if place not in siblings else siblings[place] + value
 
 
 class Affine(Taped):

@@ -118,3 +118,29 @@ def test_a_pool_of_the_images_leaves_them_as_they_are():
     before = given.clone()
     assert relative_l1(attribute(model.float(), given, labels), truth.input) < 1e-4
     assert torch.equal(given, before)
+
+
+class Meeting(nn.Module):
+    """A pool and a convolution that share their sum's carry, the pool made last: on the way back it comes first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.left, self.right = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 2, 2),
+        )
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        left, right = torch.relu(self.left(x)), torch.relu(self.right(x))
+        return self.head(torch.relu(torch.max_pool2d(left, 2) + right).mean((2, 3)))
+
+
+def test_a_carry_that_a_pool_holds_is_not_written_over():
+    torch.manual_seed(0)
+    model, images, labels = Meeting().eval(), torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 3])
+    found = Relevance(model, images).run(images, labels)
+    truth = Relevance(model, images, dtype=torch.float64).run(images, labels)
+    assert float((found - truth).abs().max() / truth.abs().max()) < 1e-5
