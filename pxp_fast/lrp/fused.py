@@ -137,20 +137,11 @@ class FusedConvolutionProduct(ConvolutionProduct):
         self.tf32 = tf32
 
     def scaled(
-        self,
-        value: Tensor,
-        eps: float,
-        *,
-        activation: str = "identity",
-        unit_dim: int = 1,
-        group: int = 1,
-        sums: Tensor | None = None,
-        stabilized_sums: bool = False,
-        over: bool = False,
+        self, value: Tensor, eps: float, *, activation: str = "identity", sums: Tensor | None = None, **layer
     ) -> Tensor:
-        if value.shape != self.shape or sums is not None and (unit_dim != 1 or stabilized_sums):
-            layer = {"activation": activation, "unit_dim": unit_dim, "group": group}
-            return super().scaled(value, eps, sums=sums, stabilized_sums=stabilized_sums, over=over, **layer)
+        by_channel = layer.get("unit_dim", 1) == 1 and not layer.get("stabilized_sums", False)
+        if value.shape != self.shape or sums is not None and not by_channel:
+            return super().scaled(value, eps, activation=activation, sums=sums, **layer)
         rest = self.rest.take()[0] if self.rest is not None else None
         geometry = self.geometry
         return ops.convolution_epsilon(
