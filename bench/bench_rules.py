@@ -3,6 +3,7 @@
     python -m bench.bench_rules
     python -m bench.bench_rules --models resnet18 --rounds 5 --dtype bfloat16
 
+Rules of layers are measured on CNNs, those of attention's softmax, which zennit does not have, on vision transformers.
 Each rule takes turns with the epsilon rule of the same package, batch after batch in one process, and the ratio is the
 median over the turns: whatever else the machine does falls on both. Written to bench/results/rules.json.
 """
@@ -24,6 +25,7 @@ from pxp_fast import memory
 from pxp_fast.files import atomic_write
 from pxp_fast.lrp import Composite
 from pxp_fast.lrp.registry import rule
+from pxp_fast.lrp.softmax import SOFTMAX_RULES
 
 from .networks import batches, network
 from .peers import versions
@@ -34,8 +36,9 @@ from .timing import Call, machine, measure
 
 RESULTS = Path(__file__).parent / "results" / "rules.json"
 RULES = ("z-plus", "gamma", "alpha-beta", "flat", "w-square")
-MODELS = ("vgg16", "resnet18", "resnet50")
-MAXIMUM = {"z-plus": 2.1, "gamma": 2.1, "alpha-beta": 2.1}  # that the project sets itself
+SOFTMAX = {f"softmax {name}": name for name in SOFTMAX_RULES if name != "epsilon"}
+MODELS = ("vgg16", "resnet18", "resnet50", "vit_s_16", "vit_b_16")
+MAXIMUM = {"z-plus": 2.1, "gamma": 2.1, "alpha-beta": 2.1, "softmax z-plus": 1.5}  # that the project sets itself
 
 
 def zennit_rule(name: str):
@@ -46,11 +49,19 @@ def zennit_rule(name: str):
 
 
 def build(package: str, name: str, model: str, images: Tensor, dtype: torch.dtype) -> Peer:
-    """A contender whose convolutions and linear layers all follow one rule."""
+    """A contender whose convolutions and linear layers, or whose attention, all follow one rule."""
     net = network(model, images.shape[-1])
     if package == "zennit":
         return Zennit(net, images, dtype, rule=zennit_rule(name))
-    return PxpFast(net, images, dtype, composite=Composite(layers=(("*", rule(name)),)))
+    composite = Composite(softmax=SOFTMAX[name]) if name in SOFTMAX else Composite(layers=(("*", rule(name)),))
+    return PxpFast(net, images, dtype, composite=composite)
+
+
+def rivals(name: str, model: str, packages: list[str]) -> list[str]:
+    """The packages that have the rule, and a use for it in the network."""
+    if (name in SOFTMAX) != model.startswith("vit"):
+        return []
+    return [package for package in packages if package == "pxp_fast" or name not in SOFTMAX]
 
 
 def turns(contenders: list[Callable[[int], object]], rounds: int) -> list[list[Call]]:
@@ -89,7 +100,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m bench.bench_rules", description=__doc__, formatter_class=formatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME")
-    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES), metavar="NAME")
+    parser.add_argument("--rules", nargs="+", choices=[*RULES, *SOFTMAX], default=[*RULES, *SOFTMAX], metavar="NAME")
     parser.add_argument("--packages", nargs="+", choices=("pxp_fast", "zennit"), default=["pxp_fast", "zennit"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=8)
@@ -120,13 +131,16 @@ def main(arguments: list[str] | None = None) -> int:
     for model in options.models:
         entry = results["models"][model] = {}
         for name in options.rules:
-            entry[name] = {package: compare(package, name, model, options) for package in options.packages}
+            packages = rivals(name, model, options.packages)
+            if not packages:
+                continue
+            entry[name] = {package: compare(package, name, model, options) for package in packages}
             figures = "  ".join(
                 f"{package} {found['ratio']:.2f} ({found['lowest']:.2f} to {found['highest']:.2f}), "
                 f"{found['cpu_ms']:.1f} ms an image"
                 for package, found in entry[name].items()
             )
-            print(f"{model:10s} {name:10s} {figures}", flush=True)
+            print(f"{model:10s} {name:19s} {figures}", flush=True)
             with atomic_write(options.out) as temporary:
                 temporary.write_text(json.dumps(results, indent=1) + "\n")
     print(f"written: {options.out}")

@@ -1,7 +1,7 @@
-"""The README's table of speed and the plots, from the results in bench/results: `python -m bench.readme`.
+"""The README's table of speed, the rules' costs and the plots, from bench/results: `python -m bench.readme`.
 
-Writes what stands between the two markers in README.md, docs/speed.svg, and, where their results are there,
-docs/growth.svg and docs/pruning.svg. Doing it again changes nothing.
+Writes what stands between two markers in README.md and in docs/rules.md, docs/speed.svg, and, where their results are
+there, docs/growth.svg and docs/pruning.svg. Doing it again changes nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from . import figures, growth
 from .contest import RATIO
 
 ROOT = Path(__file__).resolve().parent.parent
-START, END = "<!-- speed: made by `python -m bench.readme` -->", "<!-- end of speed -->"
 NETWORKS = {
     "resnet18": "ResNet-18",
     "resnet50": "ResNet-50",
@@ -88,6 +87,25 @@ def caption(record: dict, path: str) -> str:
     )
 
 
+def with_memory_kept(record: dict, retained: dict) -> str:
+    """Times beside torch's where every contender keeps freed memory, and in brackets where only pxp_fast does."""
+
+    def ratios(found: dict) -> str:
+        return " / ".join(f"{found[name][RATIO]:.2f}" for name in ("pxp_fast", "pxp_fast bfloat16"))
+
+    cells = [
+        f"{NETWORKS[name]} {ratios(found)} ({ratios(record['models'][name])})"
+        for name, found in retained["models"].items()
+        if "pxp_fast bfloat16" in found and "pxp_fast bfloat16" in record["models"].get(name, {})
+    ]
+    return (
+        "*`pxp.score` keeps freed memory while it works, which spares it page faults; the other contenders run as they "
+        "are, at the allocator's defaults. Where all of them keep it (`--retain`), pxp_fast's processor time beside "
+        f"torch's float32 forward + input gradient, in float32 / bfloat16, is {', '.join(cells)}; in brackets that of "
+        "the table above.*"
+    )
+
+
 def section(results: Path) -> str:
     """All that stands between the markers."""
     parts = []
@@ -96,6 +114,9 @@ def section(results: Path) -> str:
         if path.exists():
             record = json.loads(path.read_text())
             parts += [table(record), caption(record, f"bench/results/{path.name}")]
+            retained = results / f"end_to_end{device}_retained.json"
+            if retained.exists():
+                parts.append(with_memory_kept(record, json.loads(retained.read_text())))
         else:
             parts.append(f"*No {title} figures: none was measured.*")
     parts.append("![Time per image beside torch's forward and input gradient](docs/speed.svg)")
@@ -106,12 +127,32 @@ def section(results: Path) -> str:
     return "\n\n".join(parts)
 
 
-def with_section(readme: str, text: str) -> str:
-    """The README with `text` between its markers."""
-    if readme.count(START) != 1 or readme.count(END) != 1 or readme.index(START) > readme.index(END):
-        raise ValueError(f"README.md needs the lines {START} and {END}, once each and in this order")
-    before, rest = readme.split(START)
-    return f"{before}{START}\n\n{text}\n\n{END}{rest.split(END)[1]}"
+def rule_table(record: dict) -> str:
+    """What each rule costs beside the epsilon rule of the same package, and what of that is allowed."""
+    packages = {"pxp_fast": "pxp_fast", "zennit": f"zennit {record['versions']['zennit']}"}
+    lines = ["| processor time beside epsilon | | " + " | ".join(packages.values()) + " | at most |"]
+    lines.append("|---|---|---:|---:|---:|")
+    for network, rules in record["models"].items():
+        for rule, found in rules.items():
+            cells = [f"{found[name]['ratio']:.2f}" if name in found else "" for name in packages]
+            most = record["maximum"].get(rule, "")
+            lines.append(f"| {NETWORKS[network]} | `{rule}` | {' | '.join(cells)} | {most} |")
+    lines.append("")
+    lines.append(
+        f"*Medians of {record['rounds']} turns, batch {record['batch']}, {record['dtype']}, "
+        f"{record['machine']['threads']} cores ({record['machine']['processor']}). Made by `{record['command']}` "
+        f"({record['date']}).*"
+    )
+    return "\n".join(lines)
+
+
+def with_section(page: str, name: str, text: str) -> str:
+    """The page with `text` between the markers of this name."""
+    start, end = f"<!-- {name}: made by `python -m bench.readme` -->", f"<!-- end of {name} -->"
+    if page.count(start) != 1 or page.count(end) != 1 or page.index(start) > page.index(end):
+        raise ValueError(f"the page needs the lines {start} and {end}, once each and in this order")
+    before, rest = page.split(start)
+    return f"{before}{start}\n\n{text}\n\n{end}{rest.split(end)[1]}"
 
 
 def draw(record: dict, path: Path) -> None:
@@ -143,10 +184,15 @@ def draw(record: dict, path: Path) -> None:
 
 def main(root: Path = ROOT) -> int:
     results = root / "bench" / "results"
-    readme = root / "README.md"
-    written = with_section(readme.read_text(), section(results))
-    with atomic_write(readme) as temporary:
-        temporary.write_text(written)
+    sections = [("README.md", "speed", section(results))]
+    rules = results / "rules.json"
+    if rules.exists():
+        sections.append(("docs/rules.md", "costs", rule_table(json.loads(rules.read_text()))))
+    for page, name, text in sections:
+        written = with_section((root / page).read_text(), name, text)
+        with atomic_write(root / page) as temporary:
+            temporary.write_text(written)
+        print(page)
     for source, drawing, plot in (
         ("end_to_end", draw, "speed"),
         ("growth", growth.draw, "growth"),
@@ -156,7 +202,6 @@ def main(root: Path = ROOT) -> int:
         if path.exists():
             drawing(json.loads(path.read_text()), root / "docs" / f"{plot}.svg")
             print(f"docs/{plot}.svg from {path.relative_to(root)}")
-    print("README.md")
     return 0
 
 

@@ -81,13 +81,13 @@ class Bench:
         return Judge(model, list(task.loader(data.batches(images, BATCH))), getattr(torch, self.dtype))
 
     @functools.cache  # noqa: B019
-    def scores(self, subject: Subject, criterion: str, composite: str | None, images: int, **keep: bool) -> Any:
+    def scores(self, subject: Subject, method: Method, images: int, **keep: bool) -> Any:
         """Scores over `images` training images of every class; `keep` is what :func:`pxp_fast.score` keeps apart."""
         options: dict[str, Any] = {"units": [subject.kind], "model_name": subject.network, **keep}
-        if criterion != "lrp":
-            options["criterion"] = criterion
-        elif composite is not None:
-            options["composite"] = self.composite(subject, composite)
+        if method.criterion != "lrp":
+            options["criterion"] = method.criterion
+        else:
+            options |= {"composite": self.composite(subject, method.composite), "initial": method.initial}
         reference = data.batches(data.images("train", images), BATCH)
         return pxp.score(self.network(subject.network), reference, **options)
 

@@ -33,6 +33,8 @@ class Method:
         Whether absolute relevance ranks; see :meth:`pxp_fast.Scores.values`.
     order
         Of :func:`pxp_fast.plan`.
+    initial
+        Relevance at the label's logit, as :func:`pxp_fast.score` takes it.
     networks
         The networks that it is for; empty: all.
     """
@@ -43,6 +45,7 @@ class Method:
     composite: str | None = None
     magnitude: bool = True
     order: str = "least"
+    initial: str = "one"
     networks: tuple[str, ...] = ()
 
     @property
@@ -70,6 +73,7 @@ METHODS = (
     Method("tuned", "LRP, optimised composite", composite="tuned"),
     Method("epsilon", "LRP, epsilon", composite="epsilon"),
     Method("epsilon_signed", "LRP, epsilon, signed relevance", composite="epsilon", magnitude=False),
+    Method("epsilon_bounded", "LRP, epsilon, bounded initial relevance", composite="epsilon", initial="bounded"),
     Method("epsilon_plus", "LRP, epsilon-plus (z-plus)", composite="epsilon-plus"),
     Method("epsilon_gamma", "LRP, epsilon-gamma", composite="epsilon-gamma", networks=CNNS),
     Method("alpha2_beta1", "LRP, alpha2-beta1", composite="alpha2-beta1", networks=CNNS),

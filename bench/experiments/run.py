@@ -26,7 +26,7 @@ from .measure import Bench
 from .methods import BY_NAME, SUBJECTS, Method, Subject, methods_of
 
 OVERLAP_RATE = 0.3
-STUDIED = ("epsilon", "taylor")
+STUDIED = ("epsilon", "epsilon_bounded", "taylor")
 QUICK = {"references": 3, "judged": 5, "judged_small": 5, "seeds": 2, "random_seeds": 2, "draws": 2, "counts": (1, 3)}
 QUICK |= {"judged_often": 5, "trials": 4, "tuning": 3}
 
@@ -64,8 +64,8 @@ def all_classes(bench: Bench, subject: Subject, method: Method) -> dict[str, Any
 
 def scores_of(bench: Bench, subject: Subject, method: Method) -> pxp.Scores:
     """Over the main experiments' reference images; any, where the order is random."""
-    composite = method.composite if method.scored else "epsilon"
-    return bench.scores(subject, method.criterion, composite, bench.references, per_class=method.sees_images)
+    scored = method if method.scored else BY_NAME["epsilon"]
+    return bench.scores(subject, scored, bench.references, per_class=method.sees_images)
 
 
 def references(bench: Bench, subject: Subject, method: Method) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def references(bench: Bench, subject: Subject, method: Method) -> dict[str, Any]
     All numbers come from one table of every sample's scores.
     """
     most = max(bench.counts)
-    table = bench.scores(subject, method.criterion, method.composite, 2 * most, per_sample=True)
+    table = bench.scores(subject, method, 2 * most, per_sample=True)
     judge = bench.judge(subject.network, tuple(range(len(data.CLASSES))), bench.judged_often)
     cell: dict[str, Any] = {"correct": {}, "overlap": {}, "total": judge.total}
     for count in bench.counts:

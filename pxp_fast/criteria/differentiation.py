@@ -19,9 +19,8 @@ from torch import Tensor, fx
 from ..errors import PxpError
 from ..lrp import Captured, Reader
 from ..lrp.batches import check_batch
-from ..lrp.fold import CONVOLUTIONS, fold_batch_norm, hoist_reshapes, prepare_for_dtype
 from ..lrp.fused import reproducible
-from ..lrp.tokens import keep_read_tokens
+from ..lrp.prepare import last_uses, ordinary, prepare
 from .base import Columns
 
 EXPLAINED = ("logit", "loss")
@@ -115,45 +114,11 @@ class Differentiation:
         self.measure = measure
         self.units = columns.count
         self.readings = {s.node: Reading.of(columns.readers[s.node], s.group.kind) for s in columns.sites}
-        with torch.inference_mode(False):  # tensors made in it could not be differentiated
-            fold_batch_norm(captured)
-            hoist_reshapes(captured)
-            if not every_token:
-                keep_read_tokens(captured)
-            captured.eliminate_dead()
-            prepare_for_dtype(captured, self.dtype, self.device)
-            self._place_constants()
+        prepared = prepare(captured, self.dtype, self.device, exact=exact, every_token=every_token)
+        self.constants, self.layout = prepared.constants, prepared.layout
         self.steps = list(captured.nodes())
-        self.release = self._last_uses()
-
-    def _place_constants(self) -> None:
-        """The values that do not depend on the images, where and as they are needed."""
-        captured = self.captured
-        convolutional = any(n.target in CONVOLUTIONS for n in captured.nodes())
-        pictures = captured.images.meta["val"].dim() == 4
-        quick = self.dtype != torch.float64 and not (self.exact and self.dtype == torch.float32)
-        self.layout = torch.channels_last if quick and convolutional and pictures else torch.contiguous_format
-        self.constants = {n: self._place(n, t) for n, t in captured.constants.items()}
-        captured.constants = dict.fromkeys(captured.constants)  # these copies are enough
-
-    def _place(self, node: fx.Node, value: object) -> object:
-        if not isinstance(value, Tensor):
-            return value
-        convolves = any(user.target in CONVOLUTIONS and user.args[1] is node for user in node.users)
-        value = _ordinary(value).detach().to(self.device, self.dtype if value.is_floating_point() else None)
-        return value.contiguous(
-            memory_format=self.layout if convolves and value.dim() == 4 else torch.contiguous_format
-        )
-
-    def _last_uses(self) -> list[list[fx.Node]]:
-        """For each operator, the values that no later one reads."""
-        seen = {self.captured.logits, *self.captured.constants}
-        release: list[list[fx.Node]] = []
-        for node in reversed(self.steps):
-            dead = [n for n in dict.fromkeys((node, *node.all_input_nodes)) if n not in seen]
-            seen.update(dead)
-            release.append(dead)
-        return release[::-1]
+        reads_and_makes = [(node.all_input_nodes, node) for node in self.steps]
+        self.release = last_uses(reads_and_makes, {captured.logits, *captured.constants})
 
     def check(self, images: Tensor, targets: Tensor, initial: str = "one") -> None:
         """Raise DataError unless :meth:`compute` can take this batch."""
@@ -167,10 +132,10 @@ class Differentiation:
         with contextlib.ExitStack() as stack:
             for context in (*state, reproducible(self.device, self.exact)):
                 stack.enter_context(context)
-            images = _ordinary(images).detach().to(self.device, self.dtype)
+            images = ordinary(images).detach().to(self.device, self.dtype)
             table = torch.zeros(2, len(images), self.units, dtype=self.wide, device=self.device)
             if len(images):
-                self.measure(images, _ordinary(targets).to(self.device), table)
+                self.measure(images, ordinary(targets).to(self.device), table)
             return table
 
     def forward(self, images: Tensor, arrive: Callable[[fx.Node, Tensor], Tensor]) -> Tensor:
@@ -214,8 +179,3 @@ class Differentiation:
             else:
                 explained = logits.gather(1, targets.unsqueeze(1)).sum()
         torch.autograd.grad(explained, roots, allow_unused=True)
-
-
-def _ordinary(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy of one from inference mode, which autograd would not take."""
-    return tensor.clone() if tensor.is_inference() else tensor

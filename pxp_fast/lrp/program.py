@@ -15,17 +15,16 @@ from .attention import Attention, HeadOutput
 from .batches import check_batch
 from .composites import Composite, composite
 from .dispatch import Scope, named_rules, operator_for, receivers, rulable_modules
-from .fold import CONVOLUTIONS, fold_batch_norm, hoist_reshapes, prepare_for_dtype
 from .fused import FusedLinear, Policy, reproducible
 from .graph import Captured
 from .groups import groups, layer_names
 from .onednn import serves
+from .prepare import last_uses, ordinary, prepare
 from .relevance import spread
 from .rules import Operator, Run
 from .signs import nonnegative
 from .softmax import attention_softmaxes
 from .splitting import shares_of
-from .tokens import keep_read_tokens
 
 INITIAL = ("one", "logit", "bounded")
 """What the relevance at the target's logit can be: see :meth:`Program.run`."""
@@ -108,21 +107,12 @@ class Program:
         names = layer_names(captured)
         self.composite.check_patterns([*names.values(), *rulable_modules(captured.nodes())])
         self.layer_rules = {n: self.composite.rule_of(group, names[n]) for n, group in groups(captured).items()}
-        fold_batch_norm(captured)
-        hoist_reshapes(captured)
-        keep_read_tokens(captured)
-        captured.eliminate_dead()
-        prepare_for_dtype(captured, self.dtype, self.device)
-        self.fast = self.dtype in (torch.bfloat16, torch.float16) or (self.dtype == torch.float32 and not exact)
-        convolutional = any(n.target in CONVOLUTIONS for n in captured.nodes())
-        self.channels_last = self.fast and convolutional and captured.images.meta["val"].dim() == 4
-        self.constants = {n: self._place(n, t) for n, t in captured.constants.items()}
-        captured.constants = dict.fromkeys(captured.constants)  # the program's copies are enough
+        self.constants, self.layout, quick = prepare(captured, self.dtype, self.device, exact=exact)
         softmaxes = attention_softmaxes(captured, self._reached_from({captured.images}, set(readers), frozenset()))
         held = softmaxes if self.composite.softmax == "cp" else frozenset()
         self.live = self._reached_from({captured.images} if input_relevance else set(), set(readers), held)
         carrying = self._reached_from({captured.images}, set(readers), held)
-        onednn = self.fast and serves(self.device, self.dtype)
+        onednn = quick and serves(self.device, self.dtype)
         self.exact = exact
         policy = Policy(self.device, self.dtype, exact, fused)
         nodes = list(captured.nodes())
@@ -138,19 +128,11 @@ class Program:
         self.steps = self._compile(readers, scope)
         self.factors = self._factors()
         self.fallbacks = dict(scope.fallbacks)
-        self.release = self._last_uses()
+        reads_and_makes = [(step.node.all_input_nodes, step.output) for step in self.steps]
+        self.release = last_uses(reads_and_makes, {captured.logits, *captured.constants})
         if self.fallbacks:
             listed = ", ".join(f"{name} ({count})" for name, count in sorted(self.fallbacks.items()))
             warnings.warn(f"no relevance rule, ordinary gradient used for: {listed}", stacklevel=3)
-
-    def _place(self, node: fx.Node, value: Tensor) -> Tensor:
-        if not isinstance(value, Tensor):
-            return value
-        value = value.detach().to(self.device, self.dtype if value.is_floating_point() else None)
-        convolves = any(user.target in CONVOLUTIONS and user.args[1] is node for user in node.users)
-        # Either layout would otherwise spread from the model's weights through the whole pass.
-        layout = torch.channels_last if self.channels_last and value.dim() == 4 else torch.contiguous_format
-        return value.contiguous(memory_format=layout) if convolves else value
 
     def _reached_from(self, start: set[fx.Node], read: set[fx.Node], held: Set[fx.Node]) -> set[fx.Node]:
         """The nodes that relevance must reach on its way to the unit layers and the starting nodes."""
@@ -201,18 +183,6 @@ class Program:
             factors[reader.offset : reader.offset + reader.count] = scale
         return factors
 
-    def _last_uses(self) -> list[list[fx.Node]]:
-        """For each step, the values that no later step reads."""
-        seen = {self.captured.logits}
-        release: list[list[fx.Node]] = []
-        for step in reversed(self.steps):
-            dead = [n for n in step.node.all_input_nodes if n not in seen and n not in self.captured.constants]
-            if step.output not in seen:
-                dead.append(step.output)
-            seen.update(dead)
-            release.append(dead)
-        return release[::-1]
-
     def run(
         self,
         images: Tensor,
@@ -255,9 +225,7 @@ class Program:
             return self._compute(images, targets, initial, observe)
 
     def _compute(self, images: Tensor, targets: Tensor, initial: str, observe: Callable | None) -> Tensor:
-        images = images.clone() if images.is_inference() else images
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        images = images.to(self.device, self.dtype).contiguous(memory_format=layout)
+        images = ordinary(images).to(self.device, self.dtype).contiguous(memory_format=self.layout)
         table = torch.zeros(2, len(images), self.units, dtype=self.wide, device=self.device)
         if len(images) == 0:
             return table

@@ -132,7 +132,7 @@ def test_what_cannot_run_is_named_and_the_rest_is_made(bench, capsys):
 
 
 def test_overlap_counts_the_units_that_both_remove(bench):
-    scores = bench.scores(RESNET, "lrp", "epsilon", 1)
+    scores = bench.scores(RESNET, BY_NAME["epsilon"], 1)
     one, other = (pxp.plan(scores, 0.3, order=order) for order in ("least", "most"))
     assert run.overlap(one, one) == 1 and run.overlap(one, other) == 0
     assert run.overlap(one, pxp.plan(scores, 0.6)) == 1

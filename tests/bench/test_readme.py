@@ -11,8 +11,10 @@ from bench.peers import CONTENDERS, versions
 
 
 def test_readme_in_the_tree_is_what_the_results_make():
-    text = (readme.ROOT / "README.md").read_text()
-    assert readme.with_section(text, readme.section(readme.ROOT / "bench" / "results")) == text
+    text, results = (readme.ROOT / "README.md").read_text(), readme.ROOT / "bench" / "results"
+    assert readme.with_section(text, "speed", readme.section(results)) == text
+    text, rules = (readme.ROOT / "docs" / "rules.md").read_text(), json.loads((results / "rules.json").read_text())
+    assert readme.with_section(text, "costs", readme.rule_table(rules)) == text
 
 
 def test_every_contender_has_a_label_and_every_label_a_contender():
@@ -50,7 +52,8 @@ def tree(tmp_path):
     results = tmp_path / "bench" / "results"
     results.mkdir(parents=True)
     (results / "end_to_end.json").write_text(json.dumps(record))
-    (tmp_path / "README.md").write_text(f"above\n\n{readme.START}\nold\n{readme.END}\n\nbelow\n")
+    start, end = "<!-- speed: made by `python -m bench.readme` -->", "<!-- end of speed -->"
+    (tmp_path / "README.md").write_text(f"above\n\n{start}\nold\n{end}\n\nbelow\n")
     return tmp_path
 
 
@@ -76,6 +79,19 @@ def test_table_and_plot_are_made_and_stay_the_same(tree):
     readme.main(tree)
     assert (tree / "README.md").read_text() == text
     assert (tree / "docs" / "speed.svg").read_bytes() == plot
+
+
+def test_what_kept_memory_is_worth_is_said(tree):
+    results = tree / "bench" / "results"
+    record = json.loads((results / "end_to_end.json").read_text())
+    for found, ours in ((record["models"]["resnet18"], 6.0), (record["models"]["vit_b_16"], 4.0)):
+        found["pxp_fast bfloat16"] = found["pxp_fast"] | {RATIO: ours / 20}
+    (results / "end_to_end.json").write_text(json.dumps(record))
+    record["models"]["resnet18"]["pxp_fast"][RATIO] = 0.75
+    (results / "end_to_end_retained.json").write_text(json.dumps(record))
+    readme.main(tree)
+    text = (tree / "README.md").read_text()
+    assert "ResNet-18 0.75 / 0.30 (0.40 / 0.30)" in text and "ViT-B/16 0.50 / 0.20 (0.50 / 0.20)" in text
 
 
 def test_gpu_figures_get_a_table_of_their_own(tree):
