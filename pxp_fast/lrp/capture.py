@@ -148,13 +148,12 @@ def _flatten(program: torch.export.ExportedProgram, name: str) -> Captured:
     signature = program.graph_signature
     owners = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     lifted = signature.inputs_to_lifted_tensor_constants
-    constants, parameters, images = {}, {}, []
+    constants, parameters, buffers, images = {}, {}, {}, []
     for node in graph.nodes:
         if node.op != "placeholder":
             continue
         if node.name in owners:
-            if node.name in signature.inputs_to_parameters:
-                parameters[node] = owners[node.name]
+            (parameters if node.name in signature.inputs_to_parameters else buffers)[node] = owners[node.name]
             held = program.state_dict.get(owners[node.name], program.constants.get(owners[node.name]))
             constants[node] = held  # as it is: ATen's choice of a matrix product asks whether weights need gradients
         elif node.name in lifted:
@@ -171,7 +170,7 @@ def _flatten(program: torch.export.ExportedProgram, name: str) -> Captured:
     if len(logits) > 1:
         widths = ", ".join(str(int(n.meta["val"].shape[1])) for n in logits)
         raise CaptureError(f"{name} returns {len(logits)} tensors [N, C], C = {widths}; wrap it to return the logits")
-    return Captured(graph, constants, parameters, images[0], logits[0])
+    return Captured(graph, constants, parameters, images[0], logits[0], buffers)
 
 
 def _inline_contexts(module: fx.GraphModule) -> None:

@@ -23,8 +23,8 @@ class Captured:
         Nodes in execution order; every ``call_function`` node is functional.
     constants
         Value of each node that does not depend on the images.
-    parameters
-        Name in the model's ``state_dict`` of each node that is a parameter.
+    parameters, buffers
+        Name in the model of each node that is a parameter, or a buffer.
     images, logits
         The input node ``[N, C, H, W]`` and the output node ``[N, classes]``.
     """
@@ -34,6 +34,7 @@ class Captured:
     parameters: dict[fx.Node, str]
     images: fx.Node
     logits: fx.Node
+    buffers: dict[fx.Node, str] = dataclasses.field(default_factory=dict)
 
     def shape(self, node: fx.Node) -> tuple:
         """The node's shape as traced; the batch size is a symbol in it."""
@@ -78,6 +79,7 @@ class Captured:
                 self.graph.erase_node(node)
                 self.constants.pop(node, None)
                 self.parameters.pop(node, None)
+                self.buffers.pop(node, None)
 
 
 def is_view(node: object) -> bool:

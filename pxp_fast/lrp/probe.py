@@ -31,7 +31,7 @@ class Probe:
     @staticmethod
     def shape(captured: Captured, node: fx.Node) -> list[int]:
         """The node's shape for a batch of two."""
-        return [_size(size, captured) for size in captured.shape(node)]
+        return [size_of(size, captured) for size in captured.shape(node)]
 
     def run(self, node: fx.Node) -> object:
         """Compute the node from what is known."""
@@ -44,12 +44,12 @@ class Probe:
         """What is known of a node, or the shape computation that it is."""
         if node not in self.values:
             known = node in self.captured.constants
-            value = self.captured.constants[node] if known else _size(node.meta["val"], self.captured)
+            value = self.captured.constants[node] if known else size_of(node.meta["val"], self.captured)
             self.values[node] = value
         return self.values[node]
 
 
-def _size(size: int | torch.SymInt, captured: Captured) -> int:
+def size_of(size: int | torch.SymInt, captured: Captured) -> int:
     """A size of the graph, of which the batch size is a divisor where it is not fixed, for a batch of two."""
     if isinstance(size, int):
         return size

@@ -1,0 +1,112 @@
+"""The cut itself: parameters and buffers made smaller, and modules told of their new sizes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..lrp.graph import argument
+from .labels import LayerUse
+from .removal import Removal, kept_along
+
+
+@torch.no_grad()
+def cut(model: nn.Module, removal: Removal) -> None:
+    """Make a masked model smaller in place, without changing what it computes."""
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    names = removal.captured.parameters | removal.captured.buffers
+    labels = removal.coupling.labels
+    smaller: dict[str, Tensor] = {}
+    for layer in labels.layers:
+        smaller[names[layer.weight]] = _weight(tensors[names[layer.weight]], layer, removal)
+        _fold_constants(model, tensors, layer, removal)
+    for node, name in names.items():
+        entries = labels.values.get(node)
+        if node not in labels.rows and isinstance(entries, Tensor) and bool(removal.gone(entries).any()):
+            smaller[name] = tensors[name]
+            for dim, kept in enumerate(kept_along(removal.gone(entries))):
+                smaller[name] = smaller[name].index_select(dim, kept.to(smaller[name].device))
+    for name, value in smaller.items():
+        if value.shape != tensors[name].shape:
+            for alias in (other for other, tensor in tensors.items() if tensor is tensors[name]):
+                _assign(model, alias, value)
+    for layer in labels.layers:
+        _tell(model.get_submodule(names[layer.weight].rpartition(".")[0]), layer, removal)
+    for module in model.modules():
+        _tell_norm(module)
+    for attention in labels.attentions:
+        _tell_attention(model.get_submodule(attention.module), attention.heads, removal)
+
+
+def _weight(weight: Tensor, layer: LayerUse, removal: Removal) -> Tensor:
+    """The rows and columns of a layer's weight that stay; each group of a convolution has columns of its own."""
+    rows = ~removal.gone(layer.outputs).view(layer.groups, -1)
+    if layer.channelwise:
+        return weight[rows.flatten().to(weight.device)]
+    columns = ~removal.gone(layer.inputs).view(layer.groups, -1)
+    parts = weight.unflatten(0, (layer.groups, -1))
+    return torch.cat([part[r][:, c] for part, r, c in zip(parts, rows, columns, strict=True)])
+
+
+def _fold_constants(model: nn.Module, tensors: dict[str, Tensor], layer: LayerUse, removal: Removal) -> None:
+    """Add to the layer's bias what it always got from channels that go."""
+    if layer.channelwise:
+        return
+    constant = removal.constants[layer.node].cpu()
+    constant = torch.where(removal.gone(layer.inputs), constant, 0)
+    names = removal.captured.parameters
+    weight = tensors[names[layer.weight]]
+    by_group = constant.to(weight).view(layer.groups, 1, -1)
+    added = (weight.flatten(2).sum(2) if weight.dim() > 2 else weight).unflatten(0, (layer.groups, -1))
+    # A channel that is not read may be anything, NaN included.
+    added = torch.where(added == 0, 0, added * by_group).sum(2).flatten()
+    if not bool(added.any()):
+        return
+    bias = argument(layer.node, "bias")
+    if bias is None:
+        module = model.get_submodule(names[layer.weight].rpartition(".")[0])
+        kept = ~removal.gone(layer.outputs)
+        module.bias = nn.Parameter(added[kept.to(added.device)].to(weight.dtype), requires_grad=weight.requires_grad)
+    else:
+        tensors[names[bias]].add_(added)
+
+
+def _assign(model: nn.Module, name: str, value: Tensor) -> None:
+    owner, _, attribute = name.rpartition(".")
+    module = model.get_submodule(owner)
+    if attribute in module._parameters:
+        requires_grad = module._parameters[attribute].requires_grad
+        module._parameters[attribute] = nn.Parameter(value.clone(), requires_grad=requires_grad)
+    else:
+        module._buffers[attribute] = value.clone()
+
+
+def _tell(module: nn.Module, layer: LayerUse, removal: Removal) -> None:
+    """The sizes of a layer's module."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        if layer.channelwise:
+            module.groups = int((~removal.gone(layer.inputs)).sum())
+        module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+
+
+def _tell_norm(module: nn.Module) -> None:
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        held = module.weight if module.weight is not None else module.running_mean
+        if held is not None:
+            module.num_features = len(held)
+    elif isinstance(module, nn.LayerNorm) and module.weight is not None:
+        module.normalized_shape = tuple(module.weight.shape)
+
+
+def _tell_attention(module: nn.Module, heads: Tensor, removal: Removal) -> None:
+    """The number of heads, and the width of all of them, under the names that attentions have for these."""
+    before, after = len(heads), int((~removal.gone(heads)).sum())
+    if before == after or getattr(module, "num_heads", None) != before:
+        return
+    module.num_heads = after
+    for name in ("attn_dim", "inner_dim", "all_head_dim"):
+        width = getattr(module, name, None)
+        if isinstance(width, int) and width % before == 0:
+            setattr(module, name, width // before * after)
