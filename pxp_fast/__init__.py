@@ -14,6 +14,7 @@ from .masks import apply_mask, masked
 from .plan import Plan, plan
 from .scores import Scores
 from .scoring import score
+from .slim import Slimmer, SlimRecord, slim
 from .stability import Stability, balanced_order, stability
 from .stopping import UntilStable
 from .tasks import Task, random_task
@@ -30,6 +31,8 @@ __all__ = [
     "Plan",
     "PxpError",
     "Scores",
+    "SlimRecord",
+    "Slimmer",
     "Stability",
     "Task",
     "UntilStable",
@@ -43,6 +46,7 @@ __all__ = [
     "plan",
     "random_task",
     "score",
+    "slim",
     "stability",
     "sweep",
     "tune",

@@ -29,6 +29,10 @@ class PlanError(PxpError):
     """A plan cannot be made as asked, is damaged, or belongs to another model."""
 
 
+class SlimError(PxpError):
+    """A model cannot be made smaller without changing what it computes."""
+
+
 class NumericalError(PxpError):
     """Weights, activations or relevance are not finite."""
 

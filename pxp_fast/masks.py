@@ -23,7 +23,16 @@ def apply_mask(model: nn.Module, plan: Plan) -> None:
     """
     touched = _entries(model, plan)
     with torch.no_grad():
-        ops.mask_([t for t, _, _ in touched], [k for _, k, _ in touched], [d for _, _, d in touched])
+        ops.mask_([t for _, t, _, _ in touched], [k for _, _, k, _ in touched], [d for _, _, _, d in touched])
+
+
+@torch.no_grad()
+def masked_tensors(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
+    """Copies of the parameters that the plan masks, with its units' entries zeroed, by name; the model stays."""
+    found: dict[str, Tensor] = {}
+    for name, tensor, keep, dim in _entries(model, plan):
+        found[name] = found.get(name, tensor).index_fill(dim, (~keep).nonzero().flatten(), 0)
+    return found
 
 
 @contextlib.contextmanager
@@ -34,7 +43,7 @@ def masked(model: nn.Module, plan: Plan) -> Iterator[nn.Module]:
     """
     touched = _entries(model, plan)
     with torch.no_grad():
-        gone = [(t, d, torch.nonzero(~k).flatten()) for t, k, d in touched]
+        gone = [(t, d, torch.nonzero(~k).flatten()) for _, t, k, d in touched]
         held = [t.index_select(d, index) for t, d, index in gone]
     try:
         apply_mask(model, plan)
@@ -53,8 +62,8 @@ def _restore(gone: list[tuple[Tensor, int, Tensor]], held: list[Tensor]) -> None
         tensor.index_copy_(dim, index, original)
 
 
-def _entries(model: nn.Module, plan: Plan) -> list[tuple[Tensor, Tensor, int]]:
-    """Each parameter touched, with its entries that stay (bool) and the dimension they lie along."""
+def _entries(model: nn.Module, plan: Plan) -> list[tuple[str, Tensor, Tensor, int]]:
+    """Each parameter touched: name and tensor, its entries that stay (bool) and the dimension they lie along."""
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     touched: dict[tuple[str, int], Tensor] = {}
     for group in plan.groups:
@@ -73,4 +82,4 @@ def _entries(model: nn.Module, plan: Plan) -> list[tuple[Tensor, Tensor, int]]:
                 )
             key = (piece.parameter, piece.dim)
             touched[key] = touched[key] & keep if key in touched else keep
-    return [(tensors[name], keep.to(tensors[name].device), dim) for (name, dim), keep in touched.items()]
+    return [(name, tensors[name], keep.to(tensors[name].device), dim) for (name, dim), keep in touched.items()]

@@ -59,9 +59,9 @@ def _value(node: fx.Node, env: dict[fx.Node, object]) -> object:
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
     if name == "mul" and len(tensors) == 2:
         return value.masked_fill((tensors[0] == 0) | (tensors[1] == 0), 0)
-    if isinstance(value, Tensor) and value.is_floating_point() and len(tensors) == 1:
-        if tensors[0].shape == value.shape and tensors[0].is_floating_point():
-            return value.masked_fill(tensors[0].isnan(), torch.nan)  # some kernels clamp NaN to a number
+    by_entry = isinstance(value, Tensor) and len(tensors) == 1 and tensors[0].shape == value.shape
+    if by_entry and value.is_floating_point() and tensors[0].is_floating_point():
+        return value.masked_fill(tensors[0].isnan(), torch.nan)  # some kernels clamp NaN to a number
     return value
 
 

@@ -195,7 +195,7 @@ def attention(labels: Labels, node: fx.Node) -> object:
     if isinstance(mask, fx.Node):
         shape = [*query.shape[:-1], key.shape[-2]]
         together(labels, shape, [heads.expand(shape), labels.values[mask]])
-    labels.attentions.append(AttentionUse(module_of(node), heads.flatten()))
+    labels.attentions.append(AttentionUse(node, module_of(node), heads.flatten()))
     return heads.expand(labels.shape(node))
 
 
@@ -217,5 +217,5 @@ def product(labels: Labels, node: fx.Node) -> object:
         return kept(labels, node)
     heads = by_batch([one, other], labels, 3)
     if one.dim() == 4:
-        labels.attentions.append(AttentionUse(module_of(node), heads.flatten()))
+        labels.attentions.append(AttentionUse(node, module_of(node), heads.flatten()))
     return heads.expand(labels.shape(node))

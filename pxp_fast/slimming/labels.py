@@ -52,8 +52,9 @@ class LayerUse:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionUse:
-    """Heads that are computed side by side: the labels of each, and the module that computes them."""
+    """Heads that are computed side by side: the operator and its module, and the labels of each head."""
 
+    node: fx.Node
     module: str
     heads: Tensor
 
@@ -118,7 +119,7 @@ class Labels:
     def channels(self, labels: Tensor, dim: int) -> Tensor:
         """Labels ``[C]`` of the channels along `dim`, each joined over all other dimensions."""
         others = [d for d in range(labels.dim()) if d != dim % labels.dim()]
-        return self.join_along(labels, others).flatten()
+        return self.join_along(labels, others).flatten().expand(labels.shape[dim])
 
     def spread(self, channels: Tensor, node: fx.Node, dim: int) -> Tensor:
         """Labels of the node's value, whose channels lie along `dim`."""
