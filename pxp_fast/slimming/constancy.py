@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from ..lrp.fold import CONVOLUTIONS, LINEAR
+from ..lrp.fold import CONVOLUTIONS, LINEAR, VIEWS
 from ..lrp.graph import ATEN, Captured, argument, packet
 from ..lrp.probe import SAMPLES
 
@@ -55,7 +55,8 @@ def _value(node: fx.Node, env: dict[fx.Node, object]) -> object:
         return _attended(node, args, env)
     if name == "batch_norm":
         return _batch_norm(node, env)
-    value = node.target(*args, **kwargs)
+    # The strides are not those of the model's values, which a view may rely on.
+    value = (ATEN.reshape.default if node.target in VIEWS else node.target)(*args, **kwargs)
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
     if name == "mul" and len(tensors) == 2:
         return value.masked_fill((tensors[0] == 0) | (tensors[1] == 0), 0)

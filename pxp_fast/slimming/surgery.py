@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..lrp.graph import argument
+from .attention import narrow
 from .labels import LayerUse
 from .removal import Removal, kept_along
 
@@ -105,6 +106,7 @@ def _tell_attention(module: nn.Module, heads: Tensor, removal: Removal) -> None:
     before, after = len(heads), int((~removal.gone(heads)).sum())
     if before == after or getattr(module, "num_heads", None) != before:
         return
+    narrow(module)
     module.num_heads = after
     for name in ("attn_dim", "inner_dim", "all_head_dim"):
         width = getattr(module, name, None)
