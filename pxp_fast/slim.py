@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 
 import torch
 from torch import Tensor, fx, nn
@@ -37,22 +38,26 @@ class Slimmer:
         self.captured = capture(model, example)
         self.coupling = Coupling(self.captured)
 
-    def removal(self, plan: Plan | None = None, *, heads: bool = True) -> Removal:
-        """What can be cut out of the model under a plan's masks; None: of the model as it is."""
+    def removal(self, plan: Plan | None = None, *, rearranged: bool = True) -> Removal:
+        """What can be cut out of the model under a plan's masks; None: of the model as it is.
+
+        `rearranged`: also channels that the model lays out in several dimensions, as heads and their features, which
+        asks of its code that it takes these sizes from its inputs or from attributes that are known.
+        """
         captured = self.captured
         if plan is not None:
             captured = _with_parameters(captured, masked_tensors(self.model, plan))
-        spared = []
-        if not heads:
-            found = [a.heads for a in self.coupling.labels.attentions]
-            spared = [int(one) for one in self.coupling.class_of(torch.cat(found))] if found else []
-        return Removal(captured, self.coupling, spared)
+        return Removal(captured, self.coupling, rearranged)
 
     def costs(self, plan: Plan | None = None) -> Costs:
         """Parameters and FLOPs of :meth:`slim`'s model; of the model itself where there is no plan."""
-        removal = self.removal(plan)
-        if plan is None:
-            removal.removed[:] = False
+        return self.whole if plan is None else costs(self.removal(plan))
+
+    @functools.cached_property
+    def whole(self) -> Costs:
+        """The costs of the model as it is."""
+        removal = self.removal()
+        removal.removed[:] = False
         return costs(removal)
 
     def slim(self, plan: Plan) -> nn.Module:
@@ -72,8 +77,8 @@ class Slimmer:
         apply_mask(masked, plan)
         limit = tolerance(self.example.dtype)
         wrong = ""
-        for heads in (True, False):  # code that insists on its number of heads keeps them, as zeros
-            removal = self.removal(plan, heads=heads)
+        for rearranged in (True, False):  # code that insists on its number of heads keeps them, as zeros
+            removal = self.removal(plan, rearranged=rearranged)
             small = copy.deepcopy(masked)
             cut(small, removal)
             try:
@@ -85,7 +90,7 @@ class Slimmer:
                 error = float("inf")
             if error <= limit:
                 after = dataclasses.replace(costs(removal), parameters=sum(p.numel() for p in small.parameters()))
-                small.pxp_slim = SlimRecord(self._layers(plan, removal), self.costs(), after, error)
+                small.pxp_slim = SlimRecord(self._layers(plan, removal), self.whole, after, error)
                 return small
             wrong = wrong or problem(masked, small, removal, self.example)
         raise SlimError(
@@ -107,7 +112,8 @@ class Slimmer:
         if entries is None:
             return 0
         gone = removal.gone(entries)
-        return sum(bool(gone[~piece.keep(unit_alone(group.count, unit))].all()) for unit in group.removed)
+        own = piece.index or torch.arange(len(gone)).view(group.count, piece.block).tolist()
+        return sum(bool(gone[list(own[unit])].all()) for unit in group.removed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,13 +187,6 @@ def slim(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         what this raises.
     """
     return Slimmer(model, example).slim(plan)
-
-
-def unit_alone(count: int, unit: int) -> Tensor:
-    """Bool ``[count]``: all units but one."""
-    others = torch.ones(count, dtype=torch.bool)
-    others[unit] = False
-    return others
 
 
 def _with_parameters(captured: Captured, tensors: dict[str, Tensor]) -> Captured:

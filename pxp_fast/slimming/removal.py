@@ -24,8 +24,8 @@ class Removal:
     ----------
     captured
         The masked network.
-    spared
-        Classes that are to stay whatever they do.
+    rearranged
+        Whether channels that the network lays out in several dimensions may go.
 
     Attributes
     ----------
@@ -35,12 +35,15 @@ class Removal:
         For every layer, the values of its input channels, NaN where they depend on the images.
     """
 
-    def __init__(self, captured: Captured, coupling: Coupling, spared: Iterable[int] = ()) -> None:
+    def __init__(self, captured: Captured, coupling: Coupling, rearranged: bool = True) -> None:
         self.captured = captured
         self.coupling = coupling
         self.constants = constant_inputs(captured)
         self.removed = self._unread()
-        self.removed[list(spared)] = False
+        self.tables = [table for table in map(self._table, self._values()) if table is not None]
+        if not rearranged:
+            for table in self.tables:
+                self._give_back(table)
         self._shape()
 
     def gone(self, labels: Tensor) -> Tensor:
@@ -75,7 +78,6 @@ class Removal:
     def _shape(self) -> None:
         """Give back what must stay for the rest to have a form."""
         layers = self.coupling.labels.layers
-        tables = [t for t in map(self._table, self._values()) if t is not None]
         before = -1
         while before != (before := int(self.removed.sum())):
             for layer in layers:
@@ -85,7 +87,7 @@ class Removal:
                     self._balance(layer.outputs, layer.groups)
             for attention in self.coupling.labels.attentions:
                 self._keep_one(attention.heads)
-            for table in tables:
+            for table in self.tables:
                 self._keep_boxes(table)
 
     def _give_back(self, labels: Tensor) -> None:

@@ -29,10 +29,14 @@ def cut(model: nn.Module, removal: Removal) -> None:
                 smaller[name] = smaller[name].index_select(dim, kept.to(smaller[name].device))
     for name, value in smaller.items():
         if value.shape != tensors[name].shape:
-            for alias in (other for other, tensor in tensors.items() if tensor is tensors[name]):
-                _assign(model, alias, value)
+            held = value.clone()
+            if isinstance(tensors[name], nn.Parameter):
+                held = nn.Parameter(held, tensors[name].requires_grad)
+            for alias in _aliases(tensors, name):
+                _assign(model, alias, held)
     for layer in labels.layers:
-        _tell(model.get_submodule(names[layer.weight].rpartition(".")[0]), layer, removal)
+        for alias in _aliases(tensors, names[layer.weight]):
+            _tell(model.get_submodule(alias.rpartition(".")[0]), layer, removal)
     for module in model.modules():
         _tell_norm(module)
     for attention in labels.attentions:
@@ -72,14 +76,15 @@ def _fold_constants(model: nn.Module, tensors: dict[str, Tensor], layer: LayerUs
         tensors[names[bias]].add_(added)
 
 
+def _aliases(tensors: dict[str, Tensor], name: str) -> list[str]:
+    """All names of a tensor: tied weights have several."""
+    return [other for other, tensor in tensors.items() if tensor is tensors[name]]
+
+
 def _assign(model: nn.Module, name: str, value: Tensor) -> None:
     owner, _, attribute = name.rpartition(".")
     module = model.get_submodule(owner)
-    if attribute in module._parameters:
-        requires_grad = module._parameters[attribute].requires_grad
-        module._parameters[attribute] = nn.Parameter(value.clone(), requires_grad=requires_grad)
-    else:
-        module._buffers[attribute] = value.clone()
+    (module._parameters if attribute in module._parameters else module._buffers)[attribute] = value
 
 
 def _tell(module: nn.Module, layer: LayerUse, removal: Removal) -> None:

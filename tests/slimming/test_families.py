@@ -1,5 +1,6 @@
 """Families of timm and torchvision made smaller: the same logits as under masks, the costs as counted."""
 
+import os
 from functools import partial
 
 import pytest
@@ -14,7 +15,8 @@ from torchvision.models.convnext import CNBlockConfig as Stage
 
 import pxp_fast as pxp
 
-RATES = [rate for rate in pxp.RATES if rate > 0]
+# PXP_EVERY_RATE=1 takes all of 0.05, 0.1 ... 0.95, which takes some minutes.
+RATES = pxp.RATES[1:] if os.environ.get("PXP_EVERY_RATE") else (0.05, 0.25, 0.5, 0.75, 0.9)
 
 
 def torchvision_vgg() -> nn.Module:
@@ -36,7 +38,10 @@ TIMM = {
 }
 TORCHVISION = {"resnet18": 32, "mobilenet_v3_small": 32, "regnet_y_400mf": 32}
 MADE = {
-    "timm vgg": (lambda: Vgg([8, "M", 16, "M", 32, "M"], 7, mlp_ratio=0.01, norm_layer=nn.BatchNorm2d), 56),
+    "timm vgg": (
+        lambda: timm.models.vgg.VGG([8, "M", 16, "M", 32, "M"], 7, mlp_ratio=0.01, norm_layer=nn.BatchNorm2d),
+        56,
+    ),
     "timm densenet": (lambda: timm.models.densenet.DenseNet(8, (2, 3, 2), 7), 32),
     "torchvision vgg": (torchvision_vgg, 32),
     "torchvision bottlenecks": (lambda: models.ResNet(models.resnet.Bottleneck, [2, 1, 1, 1], 7), 32),
@@ -69,11 +74,11 @@ def check(network, plan):
     model, images, _, slimmer = network
     small = slimmer.slim(plan)
     fresh = pictures(2, images.shape[-1], seed=9)[0].double()
-    with torch.no_grad():
-        with pxp.masked(model, plan):
-            expected = model(fresh)
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            found = small(fresh)
+    with torch.no_grad(), pxp.masked(model, plan):
+        expected = model(fresh)
+    # With gradients: without them some attentions run as one operator that the counter does not know.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        found = small(fresh).detach()
     assert float((found - expected).abs().max()) < 1e-9 * float(expected.abs().max())
     assert type(small) is type(model) and small.pxp_slim.after.flops == counter.get_total_flops() // 2
     assert small.pxp_slim.after.parameters == sum(p.numel() for p in small.parameters())
@@ -81,12 +86,11 @@ def check(network, plan):
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_every_rate(network, rate):
-    small = check(network, pxp.plan(network[2], rate))
-    assert small.pxp_slim.after.flops < small.pxp_slim.before.flops
+def test_rates(network, rate):
+    check(network, pxp.plan(network[2], rate))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_random_plans(network, seed):
     """Layers that lose nothing beside layers that lose all."""
     scores = network[2]
