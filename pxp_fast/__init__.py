@@ -6,6 +6,7 @@
 ...     pxp_fast.evaluate(model, validation)
 """
 
+from .checkpoint import load, save
 from .criteria import attribute
 from .errors import PxpError
 from .evaluate import RATES, Curve, Evaluation, evaluate, sweep
@@ -42,9 +43,11 @@ __all__ = [
     "attribute",
     "balanced_order",
     "evaluate",
+    "load",
     "masked",
     "plan",
     "random_task",
+    "save",
     "score",
     "slim",
     "stability",

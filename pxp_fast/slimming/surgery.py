@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..lrp.graph import argument
 from .labels import LayerUse
 from .removal import Removal, kept_along
+from .sizes import fit, fit_heads
 
 
 @torch.no_grad()
@@ -30,12 +31,11 @@ def cut(model: nn.Module, removal: Removal) -> None:
         if value.shape != tensors[name].shape:
             for alias in (other for other, tensor in tensors.items() if tensor is tensors[name]):
                 _assign(model, alias, value)
-    for layer in labels.layers:
-        _tell(model.get_submodule(names[layer.weight].rpartition(".")[0]), layer, removal)
     for module in model.modules():
-        _tell_norm(module)
+        fit(module)
     for attention in labels.attentions:
-        _tell_attention(model.get_submodule(attention.module), attention.heads, removal)
+        after = int((~removal.gone(attention.heads)).sum())
+        fit_heads(model.get_submodule(attention.module), len(attention.heads), after)
 
 
 def _weight(weight: Tensor, layer: LayerUse, removal: Removal) -> Tensor:
@@ -79,34 +79,3 @@ def _assign(model: nn.Module, name: str, value: Tensor) -> None:
         module._parameters[attribute] = nn.Parameter(value.clone(), requires_grad=requires_grad)
     else:
         module._buffers[attribute] = value.clone()
-
-
-def _tell(module: nn.Module, layer: LayerUse, removal: Removal) -> None:
-    """The sizes of a layer's module."""
-    if isinstance(module, nn.modules.conv._ConvNd):
-        if layer.channelwise:
-            module.groups = int((~removal.gone(layer.inputs)).sum())
-        module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-
-
-def _tell_norm(module: nn.Module) -> None:
-    if isinstance(module, nn.modules.batchnorm._NormBase):
-        held = module.weight if module.weight is not None else module.running_mean
-        if held is not None:
-            module.num_features = len(held)
-    elif isinstance(module, nn.LayerNorm) and module.weight is not None:
-        module.normalized_shape = tuple(module.weight.shape)
-
-
-def _tell_attention(module: nn.Module, heads: Tensor, removal: Removal) -> None:
-    """The number of heads, and the width of all of them, under the names that attentions have for these."""
-    before, after = len(heads), int((~removal.gone(heads)).sum())
-    if before == after or getattr(module, "num_heads", None) != before:
-        return
-    module.num_heads = after
-    for name in ("attn_dim", "inner_dim", "all_head_dim"):
-        width = getattr(module, name, None)
-        if isinstance(width, int) and width % before == 0:
-            setattr(module, name, width // before * after)
