@@ -10,9 +10,11 @@ from .checkpoint import load, save
 from .criteria import attribute
 from .errors import PxpError
 from .evaluate import RATES, Curve, Evaluation, evaluate, sweep
+from .export import export_onnx, export_torch
 from .lrp import Composite
 from .masks import apply_mask, masked
 from .plan import Plan, plan
+from .prune_masks import prune_masks
 from .scores import Scores
 from .scoring import score
 from .slim import Slimmer, SlimRecord, slim
@@ -43,9 +45,12 @@ __all__ = [
     "attribute",
     "balanced_order",
     "evaluate",
+    "export_onnx",
+    "export_torch",
     "load",
     "masked",
     "plan",
+    "prune_masks",
     "random_task",
     "save",
     "score",

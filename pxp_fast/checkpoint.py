@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import hub, models
-from .checkpoint_record import RECORD, WEIGHTS, CheckpointRecord, WeightsFile, versions
+from .checkpoint_record import RECORD, WEIGHTS, CheckpointRecord, WeightsFile, other_versions, read_weights, versions
 from .decode import Preprocess
 from .errors import CheckpointError, ModelError
 from .evaluate import Evaluation
@@ -140,7 +139,7 @@ def load(path: str | os.PathLike[str], *, trust: bool = False) -> nn.Module:
     if not folder.exists() and (before := previous(folder.resolve())).exists():
         raise CheckpointError(f"there is no saved model {folder}, but {before}: a save was interrupted; rename it")
     record = CheckpointRecord.load(folder)
-    tensors = _read_weights(folder / WEIGHTS, record.weights)
+    tensors = read_weights(folder / WEIGHTS, record.weights)
     source = record.architecture.partition(":")[0]
     if source not in _LIBRARIES and not trust:
         raise CheckpointError(
@@ -150,14 +149,14 @@ def load(path: str | os.PathLike[str], *, trust: bool = False) -> nn.Module:
     try:
         model, _ = _build(record.architecture, record.arguments)
     except ModelError as error:
-        raise CheckpointError(f"{folder} cannot be built here ({error}){_other_versions(record)}") from error
+        raise CheckpointError(f"{folder} cannot be built here ({error}){other_versions(record)}") from error
     try:
         _refuse_misfit(model, record, tensors)
         take_over(model, record.changes, tensors)
         _run(model.eval(), record.preprocess)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{folder} does not fit {record.architecture}: {error}{_other_versions(record)}"
+            f"{folder} does not fit {record.architecture}: {error}{other_versions(record)}"
         ) from error
     model.pxp_origin = Origin(
         record.architecture, record.arguments, record.preprocess, record.source, record.source_sha256, record.plans,
@@ -166,6 +165,13 @@ def load(path: str | os.PathLike[str], *, trust: bool = False) -> nn.Module:
     if record.slim is not None:
         model.pxp_slim = record.slim
     return model
+
+
+def noise(model: nn.Module, count: int, preprocess: Preprocess) -> Tensor:
+    """Random images ``[count, C, H, W]`` of the size, dtype and device that a model takes, always the same."""
+    like = next((t for t in model.parameters() if t.is_floating_point()), torch.empty(0))
+    noise = torch.randn(count, *preprocess.input_size, generator=torch.Generator().manual_seed(0))
+    return noise.to(like.device, like.dtype)
 
 
 def _origin(
@@ -234,26 +240,6 @@ def _fitted(preprocess: Preprocess, example: Tensor | None) -> Preprocess:
     return dataclasses.replace(preprocess, input_size=(channels, *plane), resize=resize)
 
 
-def _read_weights(path: Path, expected: WeightsFile) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; take another copy of the folder")
-    size = path.stat().st_size
-    if size != expected.size:
-        what = "truncated" if size < expected.size else "not the file that was saved"
-        raise CheckpointError(
-            f"{path} is {what}: {size} bytes, expected {expected.size}; take another copy of the folder"
-        )
-    if (found := fingerprint(path)) != expected.sha256:
-        raise CheckpointError(
-            f"{path} is damaged or of another model: its sha256 is {found[:9]}..., expected {expected.sha256[:9]}...; "
-            "take another copy of the folder"
-        )
-    try:
-        return {name: tensor.clone() for name, tensor in load_file(path).items()}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path} as safetensors: {error}") from error
-
-
 def _refuse_misfit(fresh: nn.Module, record: CheckpointRecord, tensors: Mapping[str, Tensor]) -> None:
     """Raise where the names or shapes of the tensors are not those that the record promises."""
     changes = record.changes
@@ -275,7 +261,7 @@ def _run(model: nn.Module, preprocess: Preprocess) -> None:
     """Raise where the parts do not fit each other, by the logits of one image."""
     try:
         with torch.inference_mode():
-            model(_images(model, 1, preprocess))
+            model(noise(model, 1, preprocess))
     except _COMPLAINTS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
@@ -286,7 +272,7 @@ def _run(model: nn.Module, preprocess: Preprocess) -> None:
 def _refuse_other(model: nn.Module, again: nn.Module, example: Tensor | None, preprocess: Preprocess) -> None:
     """Raise where what was read again does not compute what the model does."""
     like = next((t for t in model.parameters() if t.is_floating_point()), torch.empty(0))
-    images = _images(again, 2, preprocess) if example is None else example
+    images = noise(again, 2, preprocess) if example is None else example
     images = images.to(like.device, like.dtype)
     error = difference(model, again.to(like.device), images)
     if error > tolerance(like.dtype):
@@ -294,16 +280,3 @@ def _refuse_other(model: nn.Module, again: nn.Module, example: Tensor | None, pr
             f"read again, the {type(model).__name__} computes something else (logits differ by {error:.1e} of the "
             "largest): it holds what neither its tensors nor its constructor tell; nothing was saved"
         )
-
-
-def _images(model: nn.Module, count: int, preprocess: Preprocess) -> Tensor:
-    like = next((t for t in model.parameters() if t.is_floating_point()), torch.empty(0))
-    noise = torch.randn(count, *preprocess.input_size, generator=torch.Generator().manual_seed(0))
-    return noise.to(like.device, like.dtype)
-
-
-def _other_versions(record: CheckpointRecord) -> str:
-    here = versions()
-    other = [f"{name} {made} (here {here.get(name, 'none')})" for name, made in record.versions.items()]
-    differs = any(here.get(name) != made for name, made in record.versions.items())
-    return f"; it was saved with {', '.join(other)}" if differs else ""

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 from .decode import Preprocess
 from .environment import version
@@ -16,6 +19,7 @@ from .plan import Plan
 from .results import Hits
 from .slim import SlimRecord
 from .slimming.rebuild import Changes
+from .weights import fingerprint
 
 RECORD, WEIGHTS = "pxp.json", "model.safetensors"
 FORMAT, VERSION = "pxp_fast.checkpoint", 1
@@ -115,6 +119,41 @@ class CheckpointRecord(pydantic.BaseModel, extra="forbid", frozen=True):
 def versions() -> dict[str, str]:
     """Of the packages that a saved model depends on, as far as they are installed."""
     return {name: found for name in _PACKAGES if (found := version(name))}
+
+
+def read_weights(path: Path, expected: WeightsFile) -> dict[str, Tensor]:
+    """The tensors in a file, which must be the one expected.
+
+    Raises
+    ------
+    CheckpointError
+        It is not.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; take another copy of the folder")
+    size = path.stat().st_size
+    if size != expected.size:
+        what = "truncated" if size < expected.size else "not the file that was saved"
+        raise CheckpointError(
+            f"{path} is {what}: {size} bytes, expected {expected.size}; take another copy of the folder"
+        )
+    if (found := fingerprint(path)) != expected.sha256:
+        raise CheckpointError(
+            f"{path} is damaged or of another model: its sha256 is {found[:9]}..., expected {expected.sha256[:9]}...; "
+            "take another copy of the folder"
+        )
+    try:
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path} as safetensors: {error}") from error
+
+
+def other_versions(record: CheckpointRecord) -> str:
+    """A remark on the versions that a model was saved with, where other ones are here; else nothing."""
+    here = versions()
+    other = [f"{name} {made} (here {here.get(name, 'none')})" for name, made in record.versions.items()]
+    differs = any(here.get(name) != made for name, made in record.versions.items())
+    return f"; it was saved with {', '.join(other)}" if differs else ""
 
 
 def _digest(content: dict[str, Any]) -> str:

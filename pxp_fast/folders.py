@@ -39,9 +39,12 @@ def atomic_folder(path: str | os.PathLike[str], replaceable: frozenset[str]) -> 
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         yield temporary
-        for file in (*temporary.iterdir(), temporary):
+        hidden = umask()
+        for file in temporary.iterdir():
+            os.chmod(file, 0o666 & ~hidden)
             _synchronise(file)
-        os.chmod(temporary, 0o777 & ~umask())
+        os.chmod(temporary, 0o777 & ~hidden)
+        _synchronise(temporary)
         _refuse_others(target, replaceable)
         _replace(temporary, target)
         _synchronise(target.parent)

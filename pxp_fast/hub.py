@@ -75,6 +75,8 @@ def card(record: CheckpointRecord, timm: bool, license: str | None) -> str:
 def _removed(record: CheckpointRecord) -> str:
     plan = record.plans[-1]
     text = f"{plan.removed_count:,} of {plan.total_count:,} units ({_kinds(g.kind for g in plan.groups)}) were removed"
+    if len(record.plans) > 1:
+        text = f"In {len(record.plans)} steps units were removed; in the last {text}"
     if record.slim is None:
         return f"{text}: they are masked, so that the network is as large as before."
     return f"{text}: {record.slim.cut:,} are cut out, {record.slim.zeros:,} stay as zeros."
