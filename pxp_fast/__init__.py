@@ -6,12 +6,15 @@
 ...     pxp_fast.evaluate(model, validation)
 """
 
+from .checkpoint import load, save
 from .criteria import attribute
 from .errors import PxpError
 from .evaluate import RATES, Curve, Evaluation, evaluate, sweep
+from .export import export_onnx, export_torch
 from .lrp import Composite
 from .masks import apply_mask, masked
 from .plan import Plan, plan
+from .prune_masks import prune_masks
 from .scores import Scores
 from .scoring import score
 from .slim import Slimmer, SlimRecord, slim
@@ -42,9 +45,14 @@ __all__ = [
     "attribute",
     "balanced_order",
     "evaluate",
+    "export_onnx",
+    "export_torch",
+    "load",
     "masked",
     "plan",
+    "prune_masks",
     "random_task",
+    "save",
     "score",
     "slim",
     "stability",

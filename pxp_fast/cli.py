@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import memory
+from . import commands_slim, memory
 from . import options as o
 from .errors import PxpError
 
@@ -272,6 +272,9 @@ def demo(
     results, page = commands.demo(names, out, rate, seed, device)
     _summarise(results)
     typer.echo(f"report: {page.resolve()}")
+
+
+commands_slim.register(app)
 
 
 def main() -> None:

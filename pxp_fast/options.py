@@ -57,7 +57,11 @@ def labels(text: str | None, option: str) -> tuple[int, ...]:
 _INPUT, _CHOICE, _MACHINE, _SEARCH = "Network and images", "What is removed", "Machine", "Search"
 
 Model = Annotated[
-    str, typer.Argument(help="timm:NAME, torchvision:NAME, MODULE:CALLABLE or demo:vgg|resnet|vit.", metavar="MODEL")
+    str,
+    typer.Argument(
+        help="timm:NAME, torchvision:NAME, MODULE:CALLABLE, demo:vgg|resnet|vit, or pxp:DIR that slim left.",
+        metavar="MODEL",
+    ),
 ]
 Data = Annotated[
     str,

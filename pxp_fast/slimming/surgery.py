@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ..lrp.graph import argument
-from .attention import narrow
 from .labels import LayerUse
 from .removal import Removal, kept_along
+from .sizes import fit, fit_heads
 
 
 @torch.no_grad()
@@ -34,13 +34,11 @@ def cut(model: nn.Module, removal: Removal) -> None:
                 held = nn.Parameter(held, tensors[name].requires_grad)
             for alias in _aliases(tensors, name):
                 _assign(model, alias, held)
-    for layer in labels.layers:
-        for alias in _aliases(tensors, names[layer.weight]):
-            _tell(model.get_submodule(alias.rpartition(".")[0]), layer, removal)
     for module in model.modules():
-        _tell_norm(module)
+        fit(module)
     for attention in labels.attentions:
-        _tell_attention(model.get_submodule(attention.module), attention.heads, removal)
+        after = int((~removal.gone(attention.heads)).sum())
+        fit_heads(model.get_submodule(attention.module), len(attention.heads), after)
 
 
 def _weight(weight: Tensor, layer: LayerUse, removal: Removal) -> Tensor:
@@ -85,35 +83,3 @@ def _assign(model: nn.Module, name: str, value: Tensor) -> None:
     owner, _, attribute = name.rpartition(".")
     module = model.get_submodule(owner)
     (module._parameters if attribute in module._parameters else module._buffers)[attribute] = value
-
-
-def _tell(module: nn.Module, layer: LayerUse, removal: Removal) -> None:
-    """The sizes of a layer's module."""
-    if isinstance(module, nn.modules.conv._ConvNd):
-        if layer.channelwise:
-            module.groups = int((~removal.gone(layer.inputs)).sum())
-        module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-
-
-def _tell_norm(module: nn.Module) -> None:
-    if isinstance(module, nn.modules.batchnorm._NormBase):
-        held = module.weight if module.weight is not None else module.running_mean
-        if held is not None:
-            module.num_features = len(held)
-    elif isinstance(module, nn.LayerNorm) and module.weight is not None:
-        module.normalized_shape = tuple(module.weight.shape)
-
-
-def _tell_attention(module: nn.Module, heads: Tensor, removal: Removal) -> None:
-    """The number of heads, and the width of all of them, under the names that attentions have for these."""
-    before, after = len(heads), int((~removal.gone(heads)).sum())
-    if before == after or getattr(module, "num_heads", None) != before:
-        return
-    narrow(module)
-    module.num_heads = after
-    for name in ("attn_dim", "inner_dim", "all_head_dim"):
-        width = getattr(module, name, None)
-        if isinstance(width, int) and width % before == 0:
-            setattr(module, name, width // before * after)
