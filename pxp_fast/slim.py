@@ -47,7 +47,7 @@ class Slimmer:
         captured = self.captured
         if plan is not None:
             captured = _with_parameters(captured, masked_tensors(self.model, plan))
-        return Removal(captured, self.coupling, rearranged)
+        return Removal(captured, self.coupling, rearranged, self.model)
 
     def costs(self, plan: Plan | None = None) -> Costs:
         """Parameters and FLOPs of :meth:`slim`'s model; of the model itself where there is no plan."""
@@ -57,7 +57,7 @@ class Slimmer:
     def whole(self) -> Costs:
         """The costs of the model as it is."""
         removal = self.removal()
-        removal.removed[:] = False
+        removal.removed[:], removal.idle = False, []
         return costs(removal)
 
     def slim(self, plan: Plan) -> nn.Module:
@@ -107,6 +107,8 @@ class Slimmer:
     def _cut_of(self, group: PlannedGroup, removal: Removal) -> int:
         """How many of the units that a plan removes from a layer are cut out."""
         piece, labels = group.slices[0], self.coupling.labels
+        if removal.skips(piece.parameter):
+            return len(group.removed)
         weight = next((n for n, name in self.captured.parameters.items() if name == piece.parameter), None)
         entries = (labels.rows, labels.columns)[piece.dim].get(weight)
         if entries is None:

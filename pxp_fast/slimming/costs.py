@@ -7,7 +7,7 @@ import math
 
 from torch import Tensor, fx
 
-from ..lrp.graph import packet
+from ..lrp.graph import module_of, packet
 from ..lrp.probe import SAMPLES
 from .labels import LayerUse
 from .removal import Removal, kept_along
@@ -33,10 +33,11 @@ class Costs:
 def costs(removal: Removal) -> Costs:
     """The costs of the network without what is removed."""
     labels, captured = removal.coupling.labels, removal.captured
-    parameters = sum(_left(removal, node) for node in captured.parameters)
-    flops = sum(_layer(removal, layer) for layer in labels.layers)
+    parameters = sum(_left(removal, node) for node, name in captured.parameters.items() if not removal.skips(name))
+    names = captured.parameters
+    flops = sum(_layer(removal, layer) for layer in labels.layers if not removal.skips(names[layer.weight]))
     attentions = {attention.node: attention.heads for attention in labels.attentions}
-    for node in captured.nodes():
+    for node in (n for n in captured.nodes() if not removal.skips(module_of(n))):
         work = _product(removal, node)
         if node in attentions:
             gone = removal.gone(attentions[node])

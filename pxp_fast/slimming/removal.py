@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..lrp.graph import Captured
-from .constancy import constant_inputs
+from .constancy import constants_of
 from .coupling import Coupling
+from .identity import idle_blocks
 from .labels import KEPT, NOBODY, LayerUse, compact
 
 
@@ -26,25 +27,37 @@ class Removal:
         The masked network.
     rearranged
         Whether channels that the network lays out in several dimensions may go.
+    model
+        The network's modules, where blocks that do nothing may go as well.
 
     Attributes
     ----------
     removed
         ``[labels]``, bool, by class.
-    constants
-        For every layer, the values of its input channels, NaN where they depend on the images.
+    constants, zeros
+        See :class:`~pxp_fast.slimming.constancy.Constants`.
+    idle
+        Paths of the blocks that do nothing.
     """
 
-    def __init__(self, captured: Captured, coupling: Coupling, rearranged: bool = True) -> None:
+    def __init__(
+        self, captured: Captured, coupling: Coupling, rearranged: bool = True, model: nn.Module | None = None
+    ) -> None:
         self.captured = captured
         self.coupling = coupling
-        self.constants = constant_inputs(captured)
+        found = constants_of(captured)
+        self.constants, self.zeros = found.inputs, found.zeros
+        self.idle = [] if model is None else idle_blocks(captured, model, found.zeros)
         self.removed = self._unread()
         self.tables = [table for table in map(self._table, self._values()) if table is not None]
         if not rearranged:
             for table in self.tables:
                 self._give_back(table)
         self._shape()
+
+    def skips(self, path: str) -> bool:
+        """Whether a module, or the owner of a parameter, lies in a block that does nothing."""
+        return any(path == block or path.startswith(f"{block}.") for block in self.idle)
 
     def gone(self, labels: Tensor) -> Tensor:
         """Which of these labels are removed."""

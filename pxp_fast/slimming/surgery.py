@@ -34,9 +34,12 @@ def cut(model: nn.Module, removal: Removal) -> None:
                 held = nn.Parameter(held, tensors[name].requires_grad)
             for alias in _aliases(tensors, name):
                 _assign(model, alias, held)
+    for path in removal.idle:
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, nn.Identity())
     for module in model.modules():
         fit(module)
-    for attention in labels.attentions:
+    for attention in (a for a in labels.attentions if not removal.skips(a.module)):
         after = int((~removal.gone(attention.heads)).sum())
         fit_heads(model.get_submodule(attention.module), len(attention.heads), after)
 

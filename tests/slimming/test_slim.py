@@ -135,6 +135,28 @@ def test_no_layer_becomes_empty():
     assert small.a.out_channels == 1 and small.b.weight.shape == (6, 1, 3, 3)
 
 
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.norm = conv(6, 6), conv(6, 6), nn.BatchNorm2d(6)
+
+    def forward(self, x):
+        return F.relu(self.norm(self.b(F.relu(self.a(x)))) + x)
+
+
+def test_a_block_without_units_becomes_the_identity():
+    model, images = built(
+        lambda m, x: m.blocks(F.relu(m.stem(x))), stem=conv(3, 6), blocks=nn.Sequential(Block(), Block())
+    )
+    small = slimmed(model, images, **{"blocks.0.b": range(6)})
+    assert isinstance(small.blocks[0], nn.Identity) and isinstance(small.blocks[1], Block)
+    assert small.pxp_slim.after.parameters == sum(p.numel() for p in small.parameters())
+    small = slimmed(model, images, **{"blocks.0.b": range(5)})
+    assert isinstance(small.blocks[0], Block)
+    model.function = lambda m, x: m.blocks(m.stem(x))  # may be negative, which the block's last ReLU takes away
+    assert isinstance(slimmed(model, images, **{"blocks.0.b": range(6)}).blocks[0], Block)
+
+
 def test_a_layer_used_twice_and_tied_weights_stay_consistent():
     def twice(m, x):
         return m.b(F.relu(m.a(F.relu(m.a(m.stem(x))))))
