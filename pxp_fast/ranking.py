@@ -45,6 +45,10 @@ class Ranking:
     order
         ``[n]``: positions of the units that may go; the first go first. Of each pool of the scope the same fraction is
         gone at any time.
+    places
+        ``[U]``: the place of each unit in this order; that of units that may not go is beyond all others.
+    layer_of
+        ``[U]``: the position of each unit's group.
 
     Raises
     ------
@@ -99,6 +103,7 @@ class Ranking:
         self.values = values
         self.pools = _pools(self.groups, scope, allowed, self.kinds)
         self.order, self.places = self._in_order()
+        self.layer_of = torch.arange(len(self.groups)).repeat_interleave(torch.tensor([g.count for g in self.groups]))
 
     def at_rate(self, rate: float) -> Tensor:
         """The units that are gone once this fraction of every pool is, bool ``[U]``."""
@@ -109,10 +114,12 @@ class Ranking:
             removed[among] |= ops.select(self.values[among], int(len(among) * rate), largest=self.largest)
         return self.formed(removed)
 
-    def first(self, count: int) -> Tensor:
-        """The `count` units that go first, bool ``[U]``; fewer where :meth:`formed` keeps some."""
+    def first(self, count: int, spared: Tensor | None = None) -> Tensor:
+        """The `count` units that go first, but for those `spared`, and what :meth:`formed` keeps; bool ``[U]``."""
         removed = self.gone.clone()
         removed[self.order[:count]] = True
+        if spared is not None:
+            removed &= ~spared | self.gone
         return self.formed(removed)
 
     def formed(self, removed: Tensor) -> Tensor:
