@@ -109,6 +109,30 @@ def _crossing(left: Callable[[int], int], limit: float, low: int, most: int) -> 
     return high
 
 
+def rate_leaving(slimmer: Slimmer, plan_at: Callable[[float], Plan], fraction: float) -> float:
+    """The lowest rate, in hundredths, at which the slimmed network has at most this fraction of the FLOPs.
+
+    Raises
+    ------
+    PlanError
+        Not even the highest rate has.
+    """
+    limit = fraction * slimmer.costs().flops
+
+    def fits(hundredths: int) -> bool:
+        return slimmer.costs(plan_at(hundredths / 100)).flops <= limit
+
+    low, high = 0, 99
+    if not fits(high):
+        raise PlanError(
+            f"removing {high}% of the units leaves more than {fraction:.0%} of the FLOPs; ask for a larger fraction"
+        )
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle + 1, high)
+    return low / 100
+
+
 def drop_at_most(
     cuts: Cuts, drop: float, images: Images, dtype: torch.dtype | None
 ) -> tuple[Tensor, tuple[float, float]]:
