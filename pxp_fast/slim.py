@@ -5,20 +5,24 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, fx, nn
 
 from .errors import SlimError
+from .finding import find_units
 from .lrp import capture
 from .lrp.graph import Captured
 from .masks import apply_mask, masked_tensors
 from .plan import Plan, PlannedGroup
+from .slimming import removable
 from .slimming.compare import difference, problem, tolerance
 from .slimming.costs import Costs, costs
 from .slimming.coupling import Coupling
 from .slimming.removal import Removal
 from .slimming.surgery import cut
+from .units import UnitGroup
 
 
 class Slimmer:
@@ -38,16 +42,33 @@ class Slimmer:
         self.captured = capture(model, example)
         self.coupling = Coupling(self.captured)
 
+    def masked(self, plan: Plan) -> Captured:
+        """The captured model with the parameters that a plan's masks leave."""
+        return _with_parameters(self.captured, masked_tensors(self.model, plan))
+
     def removal(self, plan: Plan | None = None, *, rearranged: bool = True) -> Removal:
         """What can be cut out of the model under a plan's masks; None: of the model as it is.
 
         `rearranged`: also channels that the model lays out in several dimensions, as heads and their features, which
         asks of its code that it takes these sizes from its inputs or from attributes that are known.
         """
-        captured = self.captured
-        if plan is not None:
-            captured = _with_parameters(captured, masked_tensors(self.model, plan))
+        captured = self.captured if plan is None else self.masked(plan)
         return Removal(captured, self.coupling, rearranged, self.model)
+
+    def removable(self, groups: Iterable[UnitGroup] | None = None) -> dict[str, Tensor]:
+        """For each group the units that can be cut out without any other, bool ``[count]``; None: all of the model.
+
+        Where a convolution needs as many channels in every group of its own, "without any other" is to say that one of
+        every group is cut out; see :meth:`parts`.
+        """
+        return removable.removable(self, self._groups(groups))
+
+    def parts(self, groups: Iterable[UnitGroup] | None = None) -> dict[str, Tensor]:
+        """For each group that must lose as many units of each of several parts, the part of each, int64 ``[count]``."""
+        return removable.parts(self, self._groups(groups))
+
+    def _groups(self, groups: Iterable[UnitGroup] | None) -> list[UnitGroup]:
+        return [site.group for site in find_units(self.captured)] if groups is None else list(groups)
 
     def costs(self, plan: Plan | None = None) -> Costs:
         """Parameters and FLOPs of :meth:`slim`'s model; of the model itself where there is no plan."""

@@ -15,9 +15,9 @@ from .errors import PxpError, ScoresError
 from .files import atomic_write
 from .plan import removed_units
 from .progress import Track
+from .ranking import Ranking
 from .scores import Scores
 from .scores_samples import add_up
-from .units import KINDS
 
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 _CONFIDENCE = 0.95
@@ -150,7 +150,7 @@ def stability(
     if not drawn:
         raise PxpError("stability is asked for over no subsets; give one seed at least")
     values = scores.values(magnitude=magnitude, absolute=absolute)
-    ranked = _ranked_together(scores, options["units"], scope)
+    ranked = Ranking(scores, **options).pools
     overlaps, taus = (torch.empty(len(wanted), len(drawn), dtype=torch.float64) for _ in range(2))
     for column, seed in enumerate(progress(drawn, "subsets", len(drawn)) if progress is not None else drawn):
         for row, part in enumerate(_growing(scores, wanted, seed)):
@@ -217,17 +217,6 @@ def _sizes(given: Iterable[int] | None, labels: Tensor) -> tuple[int, ...]:
             f"1 ... {fewest}, or score more images"
         )
     return tuple(wanted)
-
-
-def _ranked_together(scores: Scores, units: tuple[str, ...] | None, scope: str) -> list[Tensor]:
-    """Positions of the units that are ranked among each other: of each kind, or of all."""
-    kind_of = [group.kind for group in scores.units for _ in range(group.count)]
-    apart = [
-        torch.tensor([position for position, kind in enumerate(kind_of) if kind == one])
-        for one in KINDS
-        if one in kind_of and (units is None or one in units)
-    ]
-    return [torch.cat(apart)] if scope == "global" else apart
 
 
 def _agreement(values: Tensor) -> Agreement:

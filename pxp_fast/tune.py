@@ -80,7 +80,7 @@ def tune(
     objective
         ``"a-pr"``: mean accuracy over the rates 0, 0.05 ... 0.95; ``"top-pr"``: the highest of these rates that keeps
         95 % of the accuracy; ``"rate:0.5"``: accuracy with half of the units removed; ``"flops:0.5"``: accuracy at half
-        of the FLOPs (:class:`pxp_fast.tuning.flops.Flops`).
+        of the FLOPs, those of the slimmed network.
     sampler
         ``"tpe"``, ``"gp"`` (a Gaussian process) or ``"random"``.
     space

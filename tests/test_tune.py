@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 import pxp_fast as pxp
 from pxp_fast import data, selection
+from pxp_fast.budget_search import rate_leaving
 from pxp_fast.cli import app
 from pxp_fast.config import TuneConfig
 from pxp_fast.demo import network
@@ -32,7 +33,6 @@ from pxp_fast.lrp.composites import PRESETS
 from pxp_fast.lrp.registry import RULES
 from pxp_fast.report import tuning as page
 from pxp_fast.tuning import storage
-from pxp_fast.tuning.flops import Flops
 from pxp_fast.tuning.objective import Objective
 from pxp_fast.tuning.records import Tuning
 from pxp_fast.tuning.space import Candidate, Space, Uses, uses_of
@@ -348,56 +348,25 @@ def test_three_disjoint_sets_of_images(tmp_path):
         selection.tuning(config.model_copy(update={"val": str(tmp_path / "images")}), model)
 
 
-def flops(model, size):
+def flops_of(model):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, *size))
+        model(torch.zeros(1, 3, 12, 12))
     return counter.get_total_flops()
-
-
-def test_flops_left_are_those_of_the_smaller_network(tmp_path):
-    def build(first, second):
-        return nn.Sequential(
-            nn.Conv2d(3, first, 3), nn.ReLU(), nn.Conv2d(first, second, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(), nn.Linear(second, 5),
-        )  # fmt: skip
-
-    model, images = build(16, 24), torch.randn(16, 3, 12, 12)
-    plan = pxp.plan(pxp.score(model, [(images, torch.arange(16) % 5)]), 0.5, order="random")
-    kept = [group.count - len(group.removed) for group in plan.groups]
-    assert 0 < kept[0] < 16 and 0 < kept[1] < 24
-    expected = flops(build(*kept), (3, 12, 12)) / flops(model, (3, 12, 12))
-    assert Flops(model, images).fraction(plan) == pytest.approx(expected, abs=1e-12)
-
-
-def test_flops_left_of_a_transformer():
-    model, images = network("vit"), torch.randn(8, 1, 28, 28)
-    plan = pxp.plan(pxp.score(model, [(images, torch.arange(8))]), 0.4, order="random")
-    tokens, width, hidden = 50, 64, 192
-
-    def network_of(left):  # shares of heads and hidden neurons, and outputs of the MLP, in each block
-        attention = 2 * tokens * width * 4 * width + 4 * tokens * tokens * width  # projections, and both products
-        blocks = sum(heads * attention + 2 * tokens * inner * (width + outer) for heads, inner, outer in left)
-        return blocks + 2 * 49 * 16 * width + 2 * width * 10
-
-    kept = {group.name: group.count - len(group.removed) for group in plan.groups}
-    parts = [f"blocks.{block}." for block in range(6)]
-    left = [(kept[f"{part}attn"] / 4, kept[f"{part}mlp.fc1"], kept[f"{part}mlp.fc2"]) for part in parts]
-    assert len({heads for heads, _, _ in left}) > 1
-    expected = network_of(left) / network_of([(1, hidden, width)] * 6)
-    assert Flops(model, images).fraction(plan) == pytest.approx(expected, abs=1e-12)
 
 
 def test_accuracy_at_a_flops_target(tmp_path):
     found = search(tmp_path, trials=3, objective="flops:0.6")
-    model, count = classifier(), Flops(classifier(), Images(1).batches[0][0][:32])
+    model = classifier()
     scores = pxp.score(model, Images(1), composite=found.composite)
     plans = [pxp.plan(scores, step / 100, magnitude=found.best.magnitude) for step in range(100)]
-    rate = next(step / 100 for step, plan in enumerate(plans) if count.fraction(plan) <= 0.6)
+    slimmer = pxp.Slimmer(model, Images(1).batches[0][0][:2])
+    counted = (flops_of(slimmer.slim(plan)) / flops_of(model) for plan in plans)
+    rate = next(step / 100 for step, fraction in enumerate(counted) if fraction <= 0.6)
     with pxp.masked(model, pxp.plan(scores, rate, magnitude=found.best.magnitude)):
         assert found.best.tuning.value == pxp.evaluate(model, Images(2)).accuracy
     assert found.best.tuning.at == rate > 0
     with pytest.raises(PlanError, match="leaves more than 0% of the FLOPs; ask for a larger fraction"):
-        count.rate(lambda rate: plans[round(100 * rate)], 1e-9)
+        rate_leaving(slimmer, lambda rate: plans[round(100 * rate)], 1e-9)
 
 
 def test_only_layers_that_relevance_passes_have_parameters():

@@ -23,7 +23,7 @@ class Objective:
     name
         ``"a-pr"``: mean accuracy over the rates 0, 0.05 ... 0.95. ``"top-pr"``: the highest of these rates that keeps
         95 % of the unpruned accuracy. ``"rate"``, ``"flops"``: accuracy with `at` of the units removed, or with `at` of
-        the FLOPs left.
+        the FLOPs left once slimmed.
     at
         In (0, 1); None for the first two.
     """

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..budget_search import rate_leaving
 from ..errors import DataError
 from ..evaluate import evaluate_plans
 from ..lrp import Composite
@@ -17,8 +18,8 @@ from ..plan import Plan, plan
 from ..progress import Track
 from ..scores import Scores
 from ..scoring import score
+from ..slim import Slimmer
 from .cache import Cache, key_of
-from .flops import Flops
 from .objective import Objective
 from .space import Candidate
 
@@ -99,12 +100,12 @@ class Judge:
         if objective.name != "flops":
             return objective.steps()
         plan_at = functools.partial(self.plan, self.scores(candidate.composite), candidate.magnitude)
-        return ((self.flops.rate(plan_at, objective.at),),)
+        return ((rate_leaving(self.slimmer, plan_at, objective.at),),)
 
     @functools.cached_property
-    def flops(self) -> Flops:
+    def slimmer(self) -> Slimmer:
         """Of the network."""
-        return Flops(self.model, self.example[:32].to(next(self.model.parameters())))
+        return Slimmer(self.model, self.example[:2].to(next(self.model.parameters())))
 
     @functools.cached_property
     def example(self) -> Tensor:
