@@ -31,12 +31,12 @@ def render(runs: Sequence[tuple[Results, HeatMaps]]) -> str:
     require_extra()
     import jinja2
 
-    from . import figures, pictures, words
+    from . import figures, figures_smaller, pictures, smaller, words
 
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"percent": words.percent, "count": words.count}
+    environment.filters |= {"percent": words.percent, "count": words.count, "points": smaller.points}
     sections = [
         {
             "anchor": f"run-{position}",
@@ -44,20 +44,43 @@ def render(runs: Sequence[tuple[Results, HeatMaps]]) -> str:
             "criterion": words.criterion(results),
             "headline": words.headline(results),
             "summary": words.summary(results),
-            "tiles": words.tiles(results),
+            "tiles": [*words.tiles(results)[:3], *smaller.tiles(results), *words.tiles(results)[3:]],
             "classes": words.changed_classes(results),
+            "class_changes": words.class_changes(results),
+            "class_changes_words": words.class_changes_alt(results),
+            "class_figure": figures_smaller.classes(words.class_changes(results), position),
             "curve": figures.curve(results, position),
             "curve_words": words.curve_alt(results),
             "curve_table": words.curve_table(results),
             "layers": figures.layers(results, position),
             "layers_words": words.layers_alt(results),
             "pictures": pictures.rows(maps),
+            "smaller": _smaller(results, position),
         }
         for position, (results, maps) in enumerate(runs)
     ]
     template = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     style = resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
     return environment.from_string(template).render(sections=sections, style=style)
+
+
+def _smaller(results: Results, position: int) -> dict[str, object]:
+    """What the page says of costs, of the images judged twice and of explanations; none of it in older files."""
+    from . import figures_smaller, smaller
+
+    found: dict[str, object] = {"slimmed": results.slimmed and smaller.slimmed(results.slimmed)}
+    found["paired"] = results.paired and smaller.compared(results.paired)
+    if results.costs is not None:
+        found["costs"] = smaller.costs_table(results.costs)
+        found["costs_words"] = smaller.costs_words(results.costs)
+        found["costs_figure"] = figures_smaller.costs(results.costs, position)
+        found["speeds"] = smaller.speeds(results.costs)
+        found["how"] = smaller.how_measured(results.costs)
+    if results.agreement:
+        found["agreement"] = smaller.agreement_table(results.agreement)
+        found["agreement_words"] = smaller.agreement_words(results.agreement)
+        found["agreement_figure"] = figures_smaller.agreement(results.agreement, position)
+    return found
 
 
 def save(page: str, path: str | os.PathLike[str]) -> None:

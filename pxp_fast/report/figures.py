@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from ..records import LayerRecord
 from ..results import Results
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ _VARIABLES = {
 }  # fmt: skip
 _KIND_COLOURS = {"filter": _ACCENT, "neuron": _THIRD, "head": _SECOND}
 _LABELLED = 40
+_PALE = 0.4
 
 
 def curve(results: Results, salt: int) -> Markup:
@@ -87,14 +89,20 @@ def curve(results: Results, salt: int) -> Markup:
 
 
 def layers(results: Results, salt: int) -> Markup:
-    """The share of each layer's units that the plan removes, in the order of the network."""
+    """The share of each layer's units that the plan removes, in the order of the network.
+
+    Where the network is slimmed, what is cut out is solid and what stays as zeros pale.
+    """
     figure, axes = _canvas(2.9)
     found = [layer for layer in results.layers if layer.count]
     for kind in dict.fromkeys(layer.kind for layer in found):
         positions = [i for i, layer in enumerate(found) if layer.kind == kind]
         shares = [100 * found[i].removed / found[i].count for i in positions]
         axes.bar(positions, [100] * len(positions), width=0.72, color=_BAND, linewidth=0)
-        axes.bar(positions, shares, width=0.72, color=_KIND_COLOURS.get(kind, _MUTED), linewidth=0, label=f"{kind}s")
+        solid = [100 * _solid(found[i]) / found[i].count for i in positions]
+        colour = _KIND_COLOURS.get(kind, _MUTED)
+        axes.bar(positions, shares, width=0.72, color=colour, alpha=_PALE, linewidth=0)
+        axes.bar(positions, solid, width=0.72, color=colour, linewidth=0, label=f"{kind}s")
     axes.axhline(100 * results.removed / max(results.units, 1), color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
     step = max(1, -(-len(found) // _LABELLED))
     ticks = range(0, len(found), step)
@@ -106,6 +114,10 @@ def layers(results: Results, salt: int) -> Markup:
         for text in legend.get_texts():
             text.set_color(_INK)
     return _svg(figure, f"layers-{salt}")
+
+
+def _solid(layer: LayerRecord) -> int:
+    return layer.removed if layer.cut is None else layer.cut
 
 
 def stability(found: Stability) -> Markup:

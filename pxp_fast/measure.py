@@ -1,0 +1,142 @@
+"""What a network costs before and after a cut: numbers learned, work, size on disk, and time on this device."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .lrp.capture import evaluating
+from .records import CostsRecord, LatencyRecord, Spread
+from .slim import SlimRecord
+
+BATCHES = (1, 32)
+_SHORTEST = 0.02  # seconds; a shorter turn says more about the clock than about the network
+_FEWEST = 5
+
+
+def measure(
+    before: nn.Module,
+    after: nn.Module,
+    record: SlimRecord,
+    input_size: Sequence[int],
+    *,
+    batches: Sequence[int] = BATCHES,
+    dtype: torch.dtype | None = None,
+    seconds: float = 6.0,
+    folder: Path | None = None,
+) -> CostsRecord:
+    """Compare what two networks cost.
+
+    Parameters
+    ----------
+    before, after
+        On one device; `after` is :func:`pxp_fast.slim`'s of `before`, and `record` what slimming recorded.
+    input_size
+        ``(C, H, W)``.
+    batches
+        Numbers of images whose latency is measured.
+    dtype
+        Autocast to it (bfloat16, float16); None: as the networks are.
+    seconds
+        About how long measuring may take for each of `batches`.
+    folder
+        Where the files whose size is measured are written for a moment; None: where temporary files go.
+    """
+    parameter = next(before.parameters())
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for batch in batches:
+        images = torch.randn(batch, *input_size, generator=generator).to(parameter)
+        try:
+            found.append(latency(before, after, images, dtype=dtype, seconds=seconds))
+        except torch.OutOfMemoryError:
+            continue
+    return CostsRecord(
+        parameters=(record.before.parameters, record.after.parameters),
+        flops=(record.before.flops, record.after.flops),
+        bytes=(saved_bytes(before, folder), saved_bytes(after, folder)),
+        latency=tuple(found),
+        device=torch.cuda.get_device_name(parameter.device) if parameter.is_cuda else str(parameter.device),
+        threads=torch.get_num_threads(),
+        precision=str(dtype or parameter.dtype).removeprefix("torch."),
+    )
+
+
+def saved_bytes(model: nn.Module, folder: Path | None = None) -> int:
+    """The size of the model's parameters and buffers as a safetensors file."""
+    from safetensors.torch import save_model
+
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        path = Path(place) / "model.safetensors"
+        save_model(model, str(path))
+        return path.stat().st_size
+
+
+def latency(
+    before: nn.Module,
+    after: nn.Module,
+    images: Tensor,
+    *,
+    dtype: torch.dtype | None = None,
+    seconds: float = 6.0,
+    rounds: int = 15,
+) -> LatencyRecord:
+    """Time two networks on the same images, in turns, so that whatever else the machine does befalls both.
+
+    Each network runs twice unmeasured. A turn repeats a batch until it takes 20 ms at least; which network
+    begins a round alternates. There are `rounds` rounds, or as many, but five at least, as fit into `seconds`.
+    """
+    models = (before, after)
+    cast = torch.autocast(images.device.type, dtype) if dtype is not None else contextlib.nullcontext()
+    turns: tuple[list[float], list[float]] = ([], [])
+    with evaluating(before), evaluating(after), torch.inference_mode(), cast:
+        repeats = []
+        for model in models:
+            _timed(lambda model=model: model(images), 1, images.device)
+            once = _timed(lambda model=model: model(images), 1, images.device)
+            repeats.append(min(1000, max(1, math.ceil(_SHORTEST / max(once, 1e-6)))))
+        start = time.perf_counter()
+        while len(turns[0]) < rounds and (len(turns[0]) < _FEWEST or time.perf_counter() - start < seconds):
+            order = (0, 1) if len(turns[0]) % 2 == 0 else (1, 0)
+            for one in order:
+                turns[one].append(_timed(lambda one=one: models[one](images), repeats[one], images.device))
+    ratios = [b / a for b, a in zip(*turns, strict=True)]
+    return LatencyRecord(
+        batch=len(images),
+        rounds=len(ratios),
+        before=spread(turns[0]),
+        after=spread(turns[1]),
+        speed_up=spread(ratios),
+        faster=sum(ratio > 1 for ratio in ratios),
+    )
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median and quartiles."""
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(median=median, low=low, high=high)
+
+
+def _timed(run: Callable[[], object], repeats: int, device: torch.device) -> float:
+    """Seconds that one of `repeats` runs takes; on a GPU by its own clock."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        return (time.perf_counter() - start) / repeats
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    begin.record(torch.cuda.current_stream(device))
+    for _ in range(repeats):
+        run()
+    end.record(torch.cuda.current_stream(device))
+    torch.cuda.synchronize(device)
+    return begin.elapsed_time(end) / 1000 / repeats
