@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from ..records import AgreementRecord, CostsRecord, LatencyRecord, PairedRecord, SlimmedRecord
 from ..results import Results
@@ -15,13 +16,24 @@ MEASURES = {
     "rank": ("Rank correlation", "Spearman's, of all pixels"),
 }
 _LIKE_PROMISED = 0.15
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+class CostRow(NamedTuple):
+    """A cost before and after, and what of it is left; of times, the quartiles as well."""
+
+    name: str
+    before: str
+    after: str
+    left: str
+    quartiles: tuple[str, ...] = ()
 
 
 def number(value: float) -> str:
-    """12345678 -> "12.3 million"; three digits, or all of a small number."""
-    for size, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
-        if value >= size:
-            return f"{_digits(value / size)} {name}"
+    """12345678 -> "12.3 M"; below a million all digits."""
+    for size_, name in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= size_:
+            return f"{_digits(value / size_)}\u202f{name}"
     return count(round(value))
 
 
@@ -55,10 +67,10 @@ def change(before: float, after: float) -> str:
     return percent(after / before) if before else ""
 
 
-def costs_table(costs: CostsRecord) -> list[tuple[str, str, str, str]]:
-    """A row per cost: its name, before, after, and what of it is left."""
+def costs_table(costs: CostsRecord) -> list[CostRow]:
+    """A row per cost."""
     rows = [
-        (name, shown(before), shown(after), change(before, after))
+        CostRow(name, shown(before), shown(after), change(before, after))
         for name, shown, (before, after) in (
             ("Parameters", count, costs.parameters),
             ("FLOPs per image", number, costs.flops),
@@ -66,11 +78,9 @@ def costs_table(costs: CostsRecord) -> list[tuple[str, str, str, str]]:
         )
     ]
     for found in costs.latency:
-        sides = [
-            f"{duration(side.median)} ({duration(side.low)} to {duration(side.high)})"
-            for side in (found.before, found.after)
-        ]
-        rows.append((f"Time for {images(found.batch)}", *sides, percent(1 / found.speed_up.median)))
+        sides = [duration(side.median) for side in (found.before, found.after)]
+        quartiles = tuple(_between(duration(s.low), duration(s.high)) for s in (found.before, found.after))
+        rows.append(CostRow(f"Time, {images(found.batch)}", *sides, percent(1 / found.speed_up.median), quartiles))
     return rows
 
 
@@ -110,7 +120,7 @@ def how_measured(costs: CostsRecord) -> str:
     taken = " and ".join(map(str, rounds)) or "no"
     threads = f", {costs.threads} thread{'s' if costs.threads != 1 else ''}" if costs.device == "cpu" else ""
     return (
-        f"Times are medians of {taken} rounds, in which both networks took turns, with quartiles in brackets; on "
+        f"Times are medians of {taken} rounds, in which both networks took turns, with the quartiles below them; on "
         f"{costs.device}{threads}, {costs.precision}. FLOPs as torch.utils.flop_counter counts them. Size on disk is "
         "that of a safetensors file."
     )
@@ -148,7 +158,7 @@ def compared(found: PairedRecord) -> str:
     if not found.lost + found.gained:
         return text
     verdict = "is more than chance" if found.p_value < 0.05 else "may be chance"
-    return f"{text} That {verdict} (McNemar's exact test, p = {found.p_value:.2g})."
+    return f"{text} That {verdict} (McNemar's exact test, p {_probability(found.p_value)})."
 
 
 def agreement_table(found: tuple[AgreementRecord, ...]) -> list[tuple[str, str, str, str]]:
@@ -170,7 +180,7 @@ def agreement_words(found: tuple[AgreementRecord, ...]) -> str:
 
 
 def costs_words(costs: CostsRecord) -> str:
-    return "What is left: " + ", ".join(f"{name} {left}" for name, _, _, left in costs_table(costs)) + "."
+    return "What is left: " + ", ".join(f"{row.name} {row.left}" for row in costs_table(costs)) + "."
 
 
 def tiles(results: Results) -> list[Tile]:
@@ -222,5 +232,19 @@ def _digits(value: float) -> str:
     return f"{value:.{max(0, 2 - int(math.floor(math.log10(max(value, 1e-9)))))}f}"
 
 
+def _between(low: str, high: str) -> str:
+    """ "3.05 ms", "4.07 ms" -> "3.05 to 4.07 ms"."""
+    number_, unit = low.split("\u202f")
+    return f"{number_} to {high}" if high.endswith(f"\u202f{unit}") else f"{low} to {high}"
+
+
+def _probability(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
+
+
 def _small(value: float | None) -> str:
-    return "0" if not value else f"{value:.1e}"
+    """8.4e-08 -> "8.4 · 10⁻⁸"."""
+    if not value:
+        return "0"
+    digits, power = f"{value:.1e}".split("e")
+    return f"{digits}\u202f·\u202f10{str(int(power)).translate(_RAISED)}"

@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 from ..results import ClassRecord, Results
 
-_CLASSES_SHOWN = 12
-
 
 class Tile(NamedTuple):
     """A number with its name and what to compare it with."""
@@ -107,12 +105,6 @@ def tiles(results: Results) -> list[Tile]:
         )
         shown.append(Tile("Top-PR", percent(least.top_pr, 0), against))
     return shown
-
-
-def changed_classes(results: Results) -> list[ClassRecord]:
-    """The classes that lost or gained most, largest loss first."""
-    changed = [record for record in results.classes if record.before != record.after and record.total]
-    return sorted(changed, key=lambda r: ((r.after - r.before) / r.total, r.label))[:_CLASSES_SHOWN]
 
 
 def class_changes(results: Results) -> list[ClassRecord]:
