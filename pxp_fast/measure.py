@@ -18,7 +18,7 @@ from .records import CostsRecord, LatencyRecord, Spread
 from .slim import SlimRecord
 
 BATCHES = (1, 32)
-_SHORTEST = 0.02  # seconds; a shorter turn says more about the clock than about the network
+_SHORTEST = 0.01  # seconds; a shorter turn says more about the clock than about the network
 _FEWEST, _USUAL, _MOST = 5, 15, 60
 _STEADY = 0.03
 
@@ -31,7 +31,7 @@ def measure(
     *,
     batches: Sequence[int] = BATCHES,
     dtype: torch.dtype | None = None,
-    seconds: float = 6.0,
+    seconds: float = 4.0,
     folder: Path | None = None,
 ) -> CostsRecord:
     """Compare what two networks cost.
@@ -87,11 +87,11 @@ def latency(
     images: Tensor,
     *,
     dtype: torch.dtype | None = None,
-    seconds: float = 6.0,
+    seconds: float = 4.0,
 ) -> LatencyRecord:
     """Time two networks on the same images, in turns, so that whatever else the machine does befalls both.
 
-    Each network runs twice unmeasured. A turn repeats a batch until it takes 20 ms at least; which network
+    Each network runs twice unmeasured. A turn repeats a batch until it takes 10 ms at least; which network
     begins a round alternates. There are 15 rounds, or up to 60 until half of the rounds' speed-ups lie within 3 % of
     each other; but as few, five at least, as fit into `seconds`.
     """

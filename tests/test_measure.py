@@ -123,7 +123,7 @@ def test_quick_networks_are_run_until_a_turn_can_be_timed(clock):
     before, after = Slow("b", clock, [0.004]), Slow("a", clock, [0.0015])
     found = latency(before, after, torch.zeros(1, 1))
     assert (found.before.median, found.after.median) == pytest.approx((0.004, 0.0015))
-    assert (before.count, after.count) == (2 + 15 * 5, 2 + 15 * 14)
+    assert (before.count, after.count) == (2 + 15 * 3, 2 + 15 * 7)
 
 
 def test_unsteady_times_are_measured_more_often_and_slow_networks_less(clock):

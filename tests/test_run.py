@@ -34,6 +34,7 @@ def config(place, network="classifier", **changes) -> RunConfig:
     options = {
         "model": f"{module}:{network}", "data": str(folder / "images"), "out": folder / "out", "rate": 0.5,
         "samples_per_class": 2, "random_seeds": 2, "heatmaps": 2, "device": "cpu",
+        "slim": False,
     }  # fmt: skip
     return RunConfig(**(options | changes))
 
@@ -57,7 +58,7 @@ def judged_by_hand(module: str, folder, skip: set[str], removed: tuple[int, ...]
 
 def test_a_run_leaves_files_whose_numbers_are_right(place):
     folder, module = place
-    result = run(config(place))
+    result = run(config(place, slim=True))
     out = folder / "out"
     assert {path.name for path in out.iterdir()} == {
         "scores.safetensors", "plan.json", "heatmaps.safetensors", "results.json", "report.html"
@@ -97,7 +98,7 @@ def test_a_run_leaves_files_whose_numbers_are_right(place):
 
 def test_the_smaller_network_is_judged_and_measured(place):
     folder, module = place
-    result = run(config(place))
+    result = run(config(place, slim=True))
     found, plan = result.results, pxp.Plan.load(folder / "out" / "plan.json")
     assert (found.slimmed.cut, found.slimmed.zeros, found.slimmed.problem) == (3, 0, None)
     assert [(layer.cut, layer.zeros) for layer in found.layers] == [(3, 0)]
@@ -137,7 +138,7 @@ def test_explanations_are_compared_on_more_images_than_are_shown(place):
     folder, _ = place
     from pxp_fast.heatmaps import HeatMaps
 
-    found = run(config(place, random_seeds=0)).results
+    found = run(config(place, slim=True, random_seeds=0)).results
     assert [record.measure for record in found.agreement] == ["cosine", "overlap", "rank"]
     assert all(len(record.values) == found.evaluation.read == 18 for record in found.agreement)
     maps = HeatMaps.load(folder / "out" / "heatmaps.safetensors", found.heatmaps)
@@ -148,7 +149,7 @@ def test_explanations_are_compared_on_more_images_than_are_shown(place):
 
 def test_masks_alone_are_one_option_away(place):
     folder, _ = place
-    found = run(config(place, slim=False, random_seeds=0, heatmaps=0)).results
+    found = run(config(place, random_seeds=0, heatmaps=0)).results
     assert found.slimmed is None and found.costs is None
     assert [layer.cut for layer in found.layers] == [None]
     assert found.paired.both + found.paired.lost == found.before.correct
@@ -169,7 +170,7 @@ def test_a_network_that_cannot_be_slimmed_goes_on_with_masks(place):
             "        return self.built(x) * self.built[0].out_channels\n"
         )
     said = []
-    found = run(config(place, "Stubborn", random_seeds=0), say=said.append).results
+    found = run(config(place, "Stubborn", slim=True, random_seeds=0), say=said.append).results
     assert "does not compute what the masked one does" in found.slimmed.problem
     assert (found.slimmed.cut, found.slimmed.zeros, found.costs) == (0, 3, None)
     assert [(layer.cut, layer.zeros) for layer in found.layers] == [(None, 3)]
@@ -182,7 +183,7 @@ def test_the_heat_maps_are_those_of_the_network_whole_and_pruned(place):
     folder, module = place
     from pxp_fast.heatmaps import HeatMaps
 
-    result = run(config(place))
+    result = run(config(place, slim=True))
     maps = HeatMaps.load(folder / "out" / "heatmaps.safetensors", result.results.heatmaps)
     plan = pxp.Plan.load(folder / "out" / "plan.json")
     network = load(f"{module}:classifier").model
@@ -313,7 +314,7 @@ def test_the_command_of_a_run_asks_for_the_same_run(place):
     asked = config(
         place, classes=("0", "2"), checkpoint_kwargs={"width": 4}, magnitude=False, units=("filter",), order="most",
         allow_fewer=True, dtype="float64", val=str(place[0] / "images"), eval_samples_per_class=3, workers=1,
-        per_class=True, graph=False, slim=False,
+        per_class=True, graph=False,
     )  # fmt: skip
     words = shlex.split(asked.command())
     assert words[0] == "pxp-fast"
