@@ -7,14 +7,16 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from .lrp.capture import evaluating
-from .records import CostsRecord, LatencyRecord, Spread
+from .records import CostsRecord, LatencyRecord, Spread, WorkRecord
 from .slim import SlimRecord
 
 BATCHES = (1, 32)
@@ -57,9 +59,12 @@ def measure(
     for batch in batches:
         images = torch.randn(batch, *input_size, generator=generator).to(parameter)
         try:
-            found.append(latency(before, after, images, dtype=dtype, seconds=seconds))
+            timed = latency(before, after, images, dtype=dtype, seconds=seconds)
+            runs = max(1, min(5, int(seconds / 2 / (timed.before.median + timed.after.median))))
+            work = by_work(before, after, images, dtype=dtype, runs=runs)
         except torch.OutOfMemoryError:
             continue
+        found.append(timed.model_copy(update={"work": work}))
     return CostsRecord(
         parameters=(record.before.parameters, record.after.parameters),
         flops=(record.before.flops, record.after.flops),
@@ -96,9 +101,8 @@ def latency(
     each other; but as few, five at least, as fit into `seconds`.
     """
     models = (before, after)
-    cast = torch.autocast(images.device.type, dtype) if dtype is not None else contextlib.nullcontext()
     turns: tuple[list[float], list[float]] = ([], [])
-    with evaluating(before), evaluating(after), torch.inference_mode(), cast:
+    with _judging(models, images.device, dtype):
         repeats = []
         for model in models:
             _timed(lambda model=model: model(images), 1, images.device)
@@ -132,6 +136,52 @@ def _enough(turns: tuple[list[float], list[float]], late: bool) -> bool:
         return True
     found = spread(_ratios(turns))
     return found.high - found.low <= _STEADY * found.median
+
+
+@contextlib.contextmanager
+def _judging(models: Iterable[nn.Module], device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+    """Let the models run in a block as they do when they are judged."""
+    with contextlib.ExitStack() as stack:
+        for model in models:
+            stack.enter_context(evaluating(model))
+        stack.enter_context(torch.no_grad())
+        if dtype is not None:
+            stack.enter_context(torch.autocast(device.type, dtype))
+        yield
+
+
+class _Stopwatch(TorchDispatchMode):
+    """Adds up how long operators take, apart for those whose work FLOPs count."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+        self.seconds = {True: 0.0, False: 0.0}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        packet = function.overloadpacket
+        counted = packet in flop_registry or "scaled_dot_product" in packet.__name__
+        found = []
+        self.seconds[counted] += _timed(lambda: found.append(function(*args, **(kwargs or {}))), 1, self.device)
+        return found[0]
+
+
+def by_work(
+    before: nn.Module, after: nn.Module, images: Tensor, *, dtype: torch.dtype | None = None, runs: int = 5
+) -> WorkRecord:
+    """How long the operators take whose work FLOPs count, and all others, each operator timed alone: medians."""
+    found: tuple[list[_Stopwatch], list[_Stopwatch]] = ([], [])
+    with _judging((before, after), images.device, dtype):
+        for _ in range(runs):
+            for model, watches in zip((before, after), found, strict=True):
+                with _Stopwatch(images.device) as watch:
+                    model(images)
+                watches.append(watch)
+    counted, other = (
+        tuple(statistics.median(watch.seconds[which] for watch in watches) for watches in found)
+        for which in (True, False)
+    )
+    return WorkRecord(counted=counted, other=other)
 
 
 def spread(values: Sequence[float]) -> Spread:

@@ -107,10 +107,18 @@ class Spread(Record):
     high: float
 
 
+class WorkRecord(Record):
+    """Seconds as (before, after) in the operators whose work FLOPs count, and in all `other` ones."""
+
+    counted: tuple[float, float]
+    other: tuple[float, float]
+
+
 class LatencyRecord(Record):
     """Seconds that a batch of `batch` images takes, before and after, in `rounds` that took turns.
 
     `speed_up` is what before takes divided by what after takes, of each round; after was quicker in `faster` of them.
+    `work` says where the time goes.
     """
 
     batch: int
@@ -119,6 +127,7 @@ class LatencyRecord(Record):
     after: Spread
     speed_up: Spread
     faster: int
+    work: WorkRecord | None = None
 
 
 class CostsRecord(Record):

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import pxp_fast as pxp
-from pxp_fast.measure import latency, measure, saved_bytes, spread
+from pxp_fast.measure import by_work, latency, measure, saved_bytes, spread
 from pxp_fast.plan import Plan, PlannedGroup
 from pxp_fast.units import ParameterSlice
 
@@ -117,6 +117,28 @@ def test_networks_take_turns_and_the_first_runs_do_not_count(clock):
     assert found.speed_up.median == pytest.approx(2.5)
     assert "".join(clock.calls[:4]) == "bbaa"
     assert "".join(clock.calls[4:]) == ("baab" * 8)[:30]
+
+
+def test_time_is_told_apart_by_whether_flops_count_the_work(clock, monkeypatch):
+    import timm
+
+    model = timm.create_model("test_vit", num_classes=4, img_size=32)
+    seen = []
+
+    def ticking(function, *args, **kwargs):
+        """Every operator takes a second, and is noted."""
+        seen.append(function)
+        clock.now += 1
+        return run(function, *args, **kwargs)
+
+    run = torch._ops.OpOverload.__call__
+    monkeypatch.setattr(torch._ops.OpOverload, "__call__", ticking)
+    found = by_work(model, model, torch.zeros(1, 3, 32, 32), runs=1)
+    names = [function.overloadpacket.__name__ for function in seen]
+    products = sum(name in ("addmm", "mm", "bmm", "convolution") or "scaled_dot" in name for name in names)
+    assert products > 8
+    assert found.counted == (products / 2,) * 2
+    assert found.other == (len(names) / 2 - products / 2,) * 2
 
 
 def test_quick_networks_are_run_until_a_turn_can_be_timed(clock):

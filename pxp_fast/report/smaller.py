@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ..records import AgreementRecord, CostsRecord, LatencyRecord, PairedRecord, SlimmedRecord
+from ..records import AgreementRecord, CostsRecord, LatencyRecord, PairedRecord, SlimmedRecord, WorkRecord
 from ..results import Results
 from .words import Tile, count, percent
 
@@ -104,15 +104,25 @@ def speed(found: LatencyRecord, promised: float) -> str:
 
 
 def speeds(costs: CostsRecord) -> list[str]:
-    """A sentence per batch size, and why some fall short."""
-    lines = [speed(found, costs.promised) for found in costs.latency]
-    if any(found.speed_up.median < (1 - _LIKE_PROMISED) * costs.promised for found in costs.latency):
-        lines.append(
-            "FLOPs count multiplications and additions of convolutions, linear layers and attention alone. Reading "
-            "memory, normalising, activations and the start of each layer take time as well, the more of it the "
-            "smaller layers and batches are, and odd widths fill a processor's registers less well."
-        )
+    """A sentence per batch size, with another on why where it falls short of what FLOPs promise."""
+    lines = []
+    for found in costs.latency:
+        line = speed(found, costs.promised)
+        if found.speed_up.median < (1 - _LIKE_PROMISED) * costs.promised:
+            line += f" {why(found.work)}"
+        lines.append(line)
     return lines
+
+
+def why(work: WorkRecord) -> str:
+    """Where the time goes that FLOPs do not tell of."""
+    before, after = work.counted
+    rest = percent(work.other[0] / (before + work.other[0]), 0)
+    return (
+        f"The operators that FLOPs count (convolutions, products) went from {duration(before)} to {duration(after)}, "
+        f"{before / after:.2f} times as fast; the others, {rest} of the time before, from {duration(work.other[0])} to "
+        f"{duration(work.other[1])}."
+    )
 
 
 def how_measured(costs: CostsRecord) -> str:
@@ -121,8 +131,8 @@ def how_measured(costs: CostsRecord) -> str:
     threads = f", {costs.threads} thread{'s' if costs.threads != 1 else ''}" if costs.device == "cpu" else ""
     return (
         f"Times are medians of {taken} rounds, in which both networks took turns, with the quartiles below them; on "
-        f"{costs.device}{threads}, {costs.precision}. FLOPs as torch.utils.flop_counter counts them. Size on disk is "
-        "that of a safetensors file."
+        f"{costs.device}{threads}, {costs.precision}. FLOPs are counted as torch.utils.flop_counter does, and operators "
+        "are timed one by one. Size on disk is that of a safetensors file."
     )
 
 

@@ -14,6 +14,7 @@ from pxp_fast.records import (
     PairedRecord,
     SlimmedRecord,
     Spread,
+    WorkRecord,
 )
 from pxp_fast.results import (
     ClassRecord,
@@ -90,6 +91,7 @@ def slimmed(**changes) -> Results:
             batch=batch, rounds=15, faster=faster, before=Spread(median=0.012, low=0.0118, high=0.0125),
             after=Spread(median=0.012 / ratio, low=0.009, high=0.0121),
             speed_up=Spread(median=ratio, low=ratio - 0.03, high=ratio + 0.02),
+            work=WorkRecord(counted=(0.006, 0.005), other=(0.004, 0.0039)),
         )
         for batch, ratio, faster in ((1, 1.01, 8), (32, 1.6, 15))
     ]  # fmt: skip
