@@ -92,7 +92,7 @@ def speed(found: LatencyRecord, promised: float) -> str:
         f"quicker in {found.faster} of {found.rounds})"
     )
     if ratio.low <= 1:
-        slower = "slower" if ratio.high < 1 else "not faster"
+        slower = "slower" if ratio.high < 1 else "not measurably faster"
         if promised < 1.005:
             return f"{where} the network is {slower} here: {measured}, as its FLOPs promise nothing."
         return f"{where} the network is {slower} here, though its FLOPs promise {promised:.2f} times: {measured}."
@@ -131,8 +131,8 @@ def how_measured(costs: CostsRecord) -> str:
     threads = f", {costs.threads} thread{'s' if costs.threads != 1 else ''}" if costs.device == "cpu" else ""
     return (
         f"Times are medians of {taken} rounds, in which both networks took turns, with the quartiles below them; on "
-        f"{costs.device}{threads}, {costs.precision}. FLOPs are counted as torch.utils.flop_counter does, and operators "
-        "are timed one by one. Size on disk is that of a safetensors file."
+        f"{costs.device}{threads}, {costs.precision}. FLOPs are counted as torch.utils.flop_counter does, and "
+        "operators timed one by one. Size on disk is that of a safetensors file."
     )
 
 
@@ -147,10 +147,12 @@ def slimmed(found: SlimmedRecord) -> str:
         text += (
             f"; {count(found.zeros)} stay as zeros, because they cannot be taken out without others that the plan keeps"
         )
-    text += (
-        f". On {images(found.compared)} the logits differ from the masked network's by {_small(found.difference)} of "
-        "the largest."
+    beside = (
+        f"differ from the masked network's by {_small(found.difference)} of the largest"
+        if found.difference
+        else "are exactly the masked network's"
     )
+    text += f". On {images(found.compared)} the logits {beside}."
     if found.masked is not None:
         text += f" The masked network gets {count(found.masked.correct)} of {count(found.masked.total)} images right."
     return text
@@ -231,7 +233,7 @@ def in_short(found: SlimmedRecord, costs: CostsRecord | None) -> str:
 
 def _in_short(costs: CostsRecord) -> Iterator[str]:
     for found in costs.latency:
-        verdict = "" if found.speed_up.low > 1 else ", not faster here"
+        verdict = "" if found.speed_up.low > 1 else ", not measurably faster here"
         yield (
             f"{images(found.batch)} in {duration(found.before.median)} \u2192 {duration(found.after.median)} "
             f"({found.speed_up.median:.2f} times as fast, FLOPs promise {costs.promised:.2f}{verdict})"
@@ -252,9 +254,7 @@ def _probability(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"= {value:.2g}"
 
 
-def _small(value: float | None) -> str:
+def _small(value: float) -> str:
     """8.4e-08 -> "8.4 · 10⁻⁸"."""
-    if not value:
-        return "0"
     digits, power = f"{value:.1e}".split("e")
     return f"{digits}\u202f·\u202f10{str(int(power)).translate(_RAISED)}"
