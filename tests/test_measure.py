@@ -64,7 +64,7 @@ def test_parameters_work_and_size_are_those_of_the_networks_themselves(build, tm
         sizes.append((tmp_path / "kept").stat().st_size)
     assert found.bytes == tuple(sizes)
     (timed,) = found.latency
-    assert timed.batch == 2 and timed.rounds >= 5 and 0 <= timed.faster <= timed.rounds
+    assert timed.batch == 2 and timed.rounds >= 3 and 0 <= timed.faster <= timed.rounds
     assert (found.device, found.threads, found.precision) == ("cpu", torch.get_num_threads(), "float32")
 
 
@@ -152,7 +152,7 @@ def test_unsteady_times_are_measured_more_often_and_slow_networks_less(clock):
     unsteady = latency(Slow("b", clock, [0.03]), Slow("a", clock, [0.02, 0.031, 0.04]), torch.zeros(1, 1), seconds=9)
     assert unsteady.rounds == 60 and unsteady.faster == 20
     slow = latency(Slow("b", clock, [2.0]), Slow("a", clock, [1.0]), torch.zeros(1, 1), seconds=6)
-    assert slow.rounds == 5
+    assert slow.rounds == 3
 
 
 def test_a_spread_is_the_median_and_the_quartiles():
