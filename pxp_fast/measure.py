@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from .errors import OutputError
 from .lrp.capture import evaluating
 from .records import CostsRecord, LatencyRecord, Spread, WorkRecord
 from .slim import SlimRecord
@@ -77,13 +78,22 @@ def measure(
 
 
 def saved_bytes(model: nn.Module, folder: Path | None = None) -> int:
-    """The size of the model's parameters and buffers as a safetensors file."""
+    """The size of the model's parameters and buffers as a safetensors file, which is written and removed again.
+
+    Raises OutputError when there is no space for it.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_model
 
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        path = Path(place) / "model.safetensors"
-        save_model(model, str(path))
-        return path.stat().st_size
+    try:
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            path = Path(place) / "model.safetensors"
+            save_model(model, str(path))
+            return path.stat().st_size
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"cannot write the network into {folder or tempfile.gettempdir()} to see its size: {error}; free space there"
+        ) from error
 
 
 def latency(
@@ -96,9 +106,9 @@ def latency(
 ) -> LatencyRecord:
     """Time two networks on the same images, in turns, so that whatever else the machine does befalls both.
 
-    Each network runs twice unmeasured, or once where that takes a second. A turn repeats a batch until it takes 10 ms at least; which network
-    begins a round alternates. There are 15 rounds, or up to 60 until half of the rounds' speed-ups lie within 3 % of
-    each other; but as few, three at least, as fit into `seconds`.
+    Each network runs twice unmeasured, or once where that takes a second. A turn repeats a batch until it takes 10 ms
+    at least; which network begins a round alternates. There are 15 rounds, or up to 60 until half of the rounds'
+    speed-ups lie within 3 % of each other; but as few, three at least, as fit into `seconds`.
     """
     models = (before, after)
     turns: tuple[list[float], list[float]] = ([], [])

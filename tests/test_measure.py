@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import pxp_fast as pxp
+from pxp_fast.errors import OutputError
 from pxp_fast.measure import by_work, latency, measure, saved_bytes, spread
 from pxp_fast.plan import Plan, PlannedGroup
 from pxp_fast.units import ParameterSlice
@@ -74,6 +75,11 @@ def test_weights_that_are_shared_are_on_disk_once(tmp_path):
     model[2].weight = model[0].weight
     assert apart - 50 * 50 * 4 - 100 < saved_bytes(model, tmp_path) < apart - 50 * 50 * 4 + 200
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(OutputError, match="cannot write the network into .*nowhere.*free space"):
+        saved_bytes(nn.Linear(2, 2), tmp_path / "nowhere")
 
 
 class Clock:

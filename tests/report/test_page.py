@@ -139,7 +139,7 @@ def test_a_smaller_network_is_described():
     assert "With 1 image at a time the network is not measurably faster here, though its FLOPs promise 1.70" in text
     assert "went from 6.00 ms to 5.00 ms, 1.20 times as fast; the others, 40 % of the time before, from 4.00 ms" in text
     assert text.count("went from") == 1
-    assert "on cpu, 2 threads, float32" in text
+    assert "On cpu, 2 threads, float32" in text
     assert "33 are right before and wrong after, 6 the other way round: accuracy changes by −9 percentage" in text
     assert "McNemar's exact test, p < 0.001" in text
     assert ["second", "heads", "12", "9", "3", "30", ""] in rows
