@@ -92,7 +92,7 @@ def saved_bytes(model: nn.Module, folder: Path | None = None) -> int:
             return path.stat().st_size
     except (OSError, SafetensorError) as error:
         raise OutputError(
-            f"cannot write the network into {folder or tempfile.gettempdir()} to see its size: {error}; free space there"
+            f"cannot write the network into {folder or tempfile.gettempdir()} to see its size: {error}; free space"
         ) from error
 
 

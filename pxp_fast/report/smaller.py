@@ -130,7 +130,7 @@ def how_measured(costs: CostsRecord) -> str:
     taken = " and ".join(map(str, rounds)) or "no"
     threads = f", {costs.threads} thread{'s' if costs.threads != 1 else ''}" if costs.device == "cpu" else ""
     return (
-        f"Times are medians of {taken} rounds, in which both networks took turns, with the quartiles below them; what is "
+        f"Times are medians of {taken} rounds, in which both networks took turns, with quartiles below them; what is "
         f"left is the median over the rounds. On {costs.device}{threads}, {costs.precision}. FLOPs are counted as "
         "torch.utils.flop_counter does, and operators timed one by one. Size on disk is that of a safetensors file."
     )
