@@ -68,9 +68,9 @@ def run(
     dtype: o.Dtype = "float32", exact: o.Exact = False, graph: o.Graph = True, batch_size: o.BatchSize = 32,
     workers: o.Workers = None, per_class: o.PerClass = False, per_sample: o.PerSample = False,
     task_classes: o.TaskClasses = None, task_seed: o.TaskSeed = 0, task_mode: o.TaskMode = None,
-    until_stable: o.UntilStable = None, stable_overlap: o.StableOverlap = 0.95,
+    until_stable: o.UntilStable = None, stable_overlap: o.StableOverlap = 0.95, slim: o.Slim = True,
 ) -> None:  # fmt: skip
-    """Score, plan, prune, judge and report, in one go.
+    """Score, plan, make smaller, judge, measure and report, in one go.
 
     Leaves scores.safetensors, plan.json, results.json and report.html in --out.
 

@@ -34,6 +34,7 @@ class RunConfig(BaseModel):
     stable_overlap : the fraction of the units removed that must stay the same for that.
     graph : on a GPU, record the scoring of a batch once and replay it.
     rate : the fraction of the units that the plan removes, in [0, 1).
+    slim : cut out of the network what the plan removes, and measure what that saves; else it has masks alone.
     random_seeds : random orders that the curve is compared with.
     heatmaps : images to explain before and after the cut.
     """
@@ -77,6 +78,7 @@ class RunConfig(BaseModel):
     order: Literal["least", "most", "random"] = "least"
     magnitude: bool = True
     absolute: Literal["pxp", "token", "sample"] = "pxp"
+    slim: bool = True
     random_seeds: int = Field(5, ge=0)
     heatmaps: int = Field(6, ge=0)
 

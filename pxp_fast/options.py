@@ -183,6 +183,14 @@ Absolute = Annotated[
     Literal["pxp", "token", "sample"],
     typer.Option(help="Where |relevance| is taken: as PXP does, per position, or per image.", rich_help_panel=_CHOICE),
 ]
+Slim = Annotated[
+    bool,
+    typer.Option(
+        "--slim/--no-slim",
+        help="Cut out what the plan removes and measure what that saves, or mask it alone.",
+        rich_help_panel=_CHOICE,
+    ),
+]
 RandomSeeds = Annotated[int, typer.Option(help="Random orders to compare with.", min=0, rich_help_panel=_CHOICE)]
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...", rich_help_panel=_MACHINE)]

@@ -24,17 +24,16 @@ from .evaluate import RATES, Curve, Evaluation, evaluate, sweep
 from .heatmaps import HeatMaps, explain
 from .loader import Loader
 from .masks import masked
+from .measure import measure
 from .models import LoadedModel, load
-from .plan import Plan
 from .plan import plan as make_plan
 from .progress import Track, silent
+from .report.smaller import in_short
 from .report.words import percent
 from .results import (
     ClassRecord,
     CurveRecord,
     DataRecord,
-    Hits,
-    LayerRecord,
     ModelRecord,
     Results,
     SkippedRecord,
@@ -43,6 +42,7 @@ from .results import (
 from .scores import Scores
 from .scoring import score
 from .selection import for_task, interleaved, read_by, record_images, scoring_and_judging, task_of
+from .smaller import hits, layers, paired, smaller
 from .stopping import UntilStable, in_words
 
 
@@ -58,7 +58,7 @@ class RunResult:
 
 
 def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], None] = lambda text: None) -> RunResult:
-    """Score, plan, prune, judge and report, as `config` asks.
+    """Score, plan, make smaller, judge, measure and report, as `config` asks.
 
     Parameters
     ----------
@@ -118,13 +118,28 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
     say(f"{scored(scores)}; the plan removes {plan.removed_count} of {plan.total_count} units")
 
     with _timed(seconds, "evaluate"):
-        before = evaluate(network, to_judge, dtype=autocast(config), progress=_named(track, "unpruned"))
+        judging = {"dtype": autocast(config)}
+        before = evaluate(network, to_judge, **judging, progress=_named(track, "unpruned"))
         with masked(network, plan):
-            after = evaluate(network, to_judge, dtype=autocast(config), progress=_named(track, "pruned"))
+            after = evaluate(network, to_judge, **judging, progress=_named(track, "masked"))
+    small, slimmed, costs = None, None, None
+    if config.slim:
+        with _timed(seconds, "slim"), engine_notes():
+            small, slimmed = smaller(network, plan, to_judge)
+        slimmed = slimmed.model_copy(update={"masked": hits(after)})
+    if small is not None:
+        with _timed(seconds, "evaluate"):
+            after = evaluate(small, to_judge, **judging, progress=_named(track, "slimmed"))
+        with _timed(seconds, "measure"):
+            costs = measure(network, small, small.pxp_slim, loaded.input_size, **judging, folder=config.out)
+        # The smaller network's file is to be written here.
+    if slimmed is not None:
+        say(in_short(slimmed, costs))
     with _timed(seconds, "sweep"):
         curves = tuple(_curves(network, ranked, before, to_judge, config, track))
     with _timed(seconds, "heat maps"), engine_notes():  # the same as when scoring
-        maps = explain(loaded, plan, evaluation, config.heatmaps, config.composite)
+        pruned = plan if small is None else small
+        maps = explain(loaded, pruned, evaluation, config.heatmaps, config.composite, batch_size=config.batch_size)
         maps.save(config.out / "heatmaps.safetensors")
 
     # Again: images that cannot be read had stand-ins, and scoring may have stopped early.
@@ -141,14 +156,18 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
         rate=config.rate,
         removed=plan.removed_count,
         units=plan.total_count,
-        before=Hits(correct=before.correct, total=before.total),
-        after=Hits(correct=after.correct, total=after.total),
+        before=hits(before),
+        after=hits(after),
+        paired=paired(before, after),
+        slimmed=slimmed,
+        costs=costs,
         curves=curves,
-        layers=_layers(plan),
+        layers=layers(plan, small),
         classes=_classes(before, after, evaluation),
         task=None if task is None else TaskRecord(**task.describe()),
         until_stable=scores.header.until_stable,
         heatmaps=maps.records,
+        agreement=maps.agreement,
         skipped=tuple(SkippedRecord(path=path, reason=reason) for path, reason in skipped.items()),
         notes=tuple(_notes(loaded, shared, fallbacks, before, scores, len(reference))),
         seconds={step: round(spent, 3) for step, spent in seconds.items()},
@@ -278,7 +297,7 @@ def _named(track: Track, title: str) -> Track:
 def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
-    seconds[step] = time.perf_counter() - start
+    seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - start
 
 
 def _model_record(loaded: LoadedModel) -> ModelRecord:
@@ -294,13 +313,6 @@ def _model_record(loaded: LoadedModel) -> ModelRecord:
 
 def _data_record(images: data.Images, read: int) -> DataRecord:
     return DataRecord(root=images.root, images=len(images), read=read, classes=len(set(images.labels)))
-
-
-def _layers(plan: Plan) -> tuple[LayerRecord, ...]:
-    return tuple(
-        LayerRecord(name=group.name, kind=group.kind, count=group.count, removed=len(group.removed))
-        for group in plan.groups
-    )
 
 
 def _classes(before: Evaluation, after: Evaluation, images: data.Images) -> tuple[ClassRecord, ...]:
@@ -328,7 +340,7 @@ def _notes(
             "is that of images the plan has seen."
         )
     if before.total < 200:
-        low, high = Hits(correct=before.correct, total=before.total).interval
+        low, high = hits(before).interval
         yield (
             f"Only {before.total} images judge: the unpruned accuracy is known to lie between {percent(low)} and "
             f"{percent(high)} (95\u202f% confidence), and differences within that range mean little."
