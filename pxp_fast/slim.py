@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Iterable
 
 import torch
@@ -71,10 +72,16 @@ class Slimmer:
 
     def costs(self, plan: Plan | None = None) -> Costs:
         """Parameters and FLOPs of :meth:`slim`'s model; of the model itself where there is no plan."""
-        removal = self.removal(plan)
+        heads = plan is None or not any(g.kind == "head" and g.removed for g in plan.groups) or self.cuts_heads
+        removal = self.removal(plan, heads=heads)
         if plan is None:
             removal.removed[:] = False
         return costs(removal)
+
+    @functools.cached_property
+    def cuts_heads(self) -> bool:
+        """Whether the model's code goes on working with fewer heads; found by cutting one out of every attention."""
+        return removable.cuts_heads(self, self._groups(None))
 
     def slim(self, plan: Plan) -> nn.Module:
         """A smaller copy of the model, which computes what the model computes under the plan's masks.
