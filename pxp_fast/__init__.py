@@ -6,6 +6,7 @@
 ...     pxp_fast.evaluate(model, validation)
 """
 
+from .budget import Achieved, Planned, plan_for
 from .checkpoint import load, save
 from .criteria import attribute
 from .errors import PxpError
@@ -19,6 +20,7 @@ from .scores import Scores
 from .scoring import score
 from .slim import Slimmer, SlimRecord, slim
 from .stability import Stability, balanced_order, stability
+from .steps import Stepped, plan_in_steps
 from .stopping import UntilStable
 from .tasks import Task, random_task
 from .tune import tune
@@ -27,16 +29,19 @@ from .version import __version__
 
 __all__ = [
     "RATES",
+    "Achieved",
     "Composite",
     "Curve",
     "Evaluation",
     "ParameterSlice",
     "Plan",
+    "Planned",
     "PxpError",
     "Scores",
     "SlimRecord",
     "Slimmer",
     "Stability",
+    "Stepped",
     "Task",
     "UntilStable",
     "UnitGroup",
@@ -51,6 +56,8 @@ __all__ = [
     "masked",
     "plan",
     "prune_masks",
+    "plan_for",
+    "plan_in_steps",
     "random_task",
     "save",
     "score",

@@ -63,6 +63,9 @@ def run(
     seed: o.Seed = 0, rate: o.Rate = 0.3, units: o.Units = None, criterion: o.Criterion = "lrp",
     criterion_options: o.CriterionOptions = "{}", composite: o.Composite = "epsilon", initial: o.Initial = "one",
     keep_classes: o.KeepClasses = None, forget_classes: o.ForgetClasses = None,
+    budget_params: o.BudgetParams = None, budget_flops: o.BudgetFlops = None,
+    budget_latency: o.BudgetLatency = None, batch: o.Batch = 1, max_drop: o.MaxDrop = None, steps: o.Steps = 1,
+    round_to: o.RoundTo = None,
     order: o.Order = "least", scope: o.Scope = "kind", magnitude: o.Magnitude = True, absolute: o.Absolute = "pxp",
     random_seeds: o.RandomSeeds = 5, heatmaps: o.HeatMapCount = 6, device: o.Device = "auto",
     dtype: o.Dtype = "float32", exact: o.Exact = False, graph: o.Graph = True, batch_size: o.BatchSize = 32,
@@ -118,22 +121,35 @@ def plan(
         str | None,
         typer.Option(help="Labels whose images alone count, of scores made with --per-class.", metavar="LIST"),
     ] = None,
-    keep_classes: o.KeepClasses = None, forget_classes: o.ForgetClasses = None,
+    keep_classes: o.KeepClasses = None, forget_classes: o.ForgetClasses = None, round_to: o.RoundTo = None,
+    budget_params: o.BudgetParams = None, budget_flops: o.BudgetFlops = None,
+    budget_latency: o.BudgetLatency = None, batch: o.Batch = 1, max_drop: o.MaxDrop = None,
+    model: Annotated[
+        str | None, typer.Option(help="The network, for budgets and removable units. Default: as it scored.")
+    ] = None,
+    weights: o.Weights = None, checkpoint_kwargs: o.CheckpointKwargs = "{}",
+    data: Annotated[
+        str | None, typer.Option(help="Folder of images for --max-drop, less those that scored.", metavar="DIR")
+    ] = None,
+    eval_samples_per_class: o.JudgingSamples = None, device: o.Device = "auto", dtype: o.Dtype = "float32",
+    batch_size: o.BatchSize = 32, workers: o.Workers = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: beside the scores.")] = None,
 ) -> None:  # fmt: skip
-    """Choose the units to remove; needs only the scores.
+    """Choose the units to remove; needs only the scores, but for a budget or removable units the network too.
 
     Examples:
 
       pxp-fast plan vgg16 --rate 0.25
 
       pxp-fast plan vgg16 --rate 0.05 --forget-classes 3
-    """
-    values = {name: value for name, value in locals().items() if name not in ("scores", "out")}
-    config = _config(model="", data="", **values)
-    from . import commands
 
-    typer.echo(commands.plan(scores, config, out))
+      pxp-fast plan vgg16 --units removable --budget-flops 0.5 --weights vgg16.pth
+    """
+    values = {name: value for name, value in locals().items() if name not in ("scores", "out", "model", "data")}
+    config = _config(model=model or "", data=data or "", **values)
+    from . import commands_plan
+
+    typer.echo(commands_plan.plan(scores, config, out))
 
 
 @app.command(name="eval")

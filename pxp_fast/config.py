@@ -33,8 +33,14 @@ class RunConfig(BaseModel):
     until_stable : stop scoring when the plan at these rates no longer changes; none: score all images.
     stable_overlap : the fraction of the units removed that must stay the same for that.
     graph : on a GPU, record the scoring of a batch once and replay it.
-    rate : the fraction of the units that the plan removes, in [0, 1).
     slim : cut out of the network what the plan removes, and measure what that saves; else it has masks alone.
+    units : kinds that may be removed, none: all; with "removable" only what can be cut out alone.
+    rate : the fraction of the units that the plan removes, in [0, 1), where there is no budget.
+    budget_params, budget_flops : what is to be left at most, a fraction or a number, see :func:`pxp_fast.plan_for`.
+    budget_latency : the same, in milliseconds or with a % sign, for `batch` images at a time.
+    max_drop : how much lower the accuracy on the images that judge may be.
+    steps : how many times to score and remove a part.
+    round_to : channels whose multiples layers keep, "auto": what hardware likes.
     random_seeds : random orders that the curve is compared with.
     heatmaps : images to explain before and after the cut.
     """
@@ -72,9 +78,16 @@ class RunConfig(BaseModel):
     composite: str = "epsilon"
     keep_classes: tuple[int, ...] = ()
     forget_classes: tuple[int, ...] = ()
-    units: tuple[Literal["filter", "neuron", "head"], ...] = ()
+    units: tuple[Literal["filter", "neuron", "head", "removable"], ...] = ()
     rate: float = Field(0.3, ge=0, lt=1)
-    scope: Literal["kind", "global"] = "kind"
+    budget_params: float | None = Field(None, gt=0)
+    budget_flops: float | None = Field(None, gt=0)
+    budget_latency: Annotated[str, Field(pattern=r"^\d*\.?\d+(%|ms)?$")] | None = None
+    batch: int = Field(1, ge=1)
+    max_drop: float | None = Field(None, ge=0, lt=1)
+    steps: int = Field(1, ge=1)
+    round_to: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    scope: Literal["kind", "global", "layer", "isomorphic"] = "kind"
     order: Literal["least", "most", "random"] = "least"
     magnitude: bool = True
     absolute: Literal["pxp", "token", "sample"] = "pxp"
@@ -147,6 +160,7 @@ class TuneConfig(RunConfig):
     batch_size: int = Field(128, ge=1)
     held_out_samples_per_class: int | None = Field(None, ge=1)
     trials: int = Field(40, ge=1)
+    units: tuple[Literal["filter", "neuron", "head"], ...] = ()
     objective: str = "a-pr"
     sampler: Literal["tpe", "gp", "random"] = "tpe"
     space: Path | None = None

@@ -130,7 +130,11 @@ Rate = Annotated[
 ]
 Units = Annotated[
     str | None,
-    typer.Option(help="Kinds of unit: filter, neuron, head. Default: all.", metavar="LIST", rich_help_panel=_CHOICE),
+    typer.Option(
+        help="Kinds of unit: filter, neuron, head; 'removable': only what can be cut out alone. Default: all.",
+        metavar="LIST",
+        rich_help_panel=_CHOICE,
+    ),
 ]
 Criterion = Annotated[
     str,
@@ -170,8 +174,46 @@ Order = Annotated[
     typer.Option(help="Which go first: the least or the most relevant, or any.", rich_help_panel=_CHOICE),
 ]
 Scope = Annotated[
-    Literal["kind", "global"],
-    typer.Option(help="Rank units among their kind, or all together.", rich_help_panel=_CHOICE),
+    Literal["kind", "global", "layer", "isomorphic"],
+    typer.Option(
+        help="Rank units among their kind, all together, among their layer, or among those of their kind at the same "
+        "position of a block.",
+        rich_help_panel=_CHOICE,
+    ),
+]
+BudgetParams = Annotated[
+    float | None,
+    typer.Option(help="Parameters to leave at most: a fraction, or a number.", rich_help_panel=_CHOICE),
+]
+BudgetFlops = Annotated[
+    float | None, typer.Option(help="FLOPs to leave at most: a fraction, or a number.", rich_help_panel=_CHOICE)
+]
+BudgetLatency = Annotated[
+    str | None,
+    typer.Option(
+        help="Milliseconds that --batch images may take on this device, or a percentage such as 60%.",
+        metavar="MS|PERCENT",
+        rich_help_panel=_CHOICE,
+    ),
+]
+Batch = Annotated[int, typer.Option(help="Images at a time when latency is measured.", min=1, rich_help_panel=_CHOICE)]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        help="Remove as much as lowers the accuracy on the images that judge by no more, such as 0.02.",
+        rich_help_panel=_CHOICE,
+    ),
+]
+Steps = Annotated[
+    int, typer.Option(help="Remove in so many steps, scoring what is left before each.", min=1, rich_help_panel=_CHOICE)
+]
+RoundTo = Annotated[
+    str | None,
+    typer.Option(
+        help="Channels whose multiples layers keep: 8, 16, or auto for what hardware likes.",
+        metavar="N|auto",
+        rich_help_panel=_CHOICE,
+    ),
 ]
 Magnitude = Annotated[
     bool,

@@ -24,9 +24,8 @@ from .evaluate import RATES, Curve, Evaluation, evaluate, sweep
 from .heatmaps import HeatMaps, explain
 from .loader import Loader
 from .masks import masked
-from .measure import measure
 from .models import LoadedModel, load
-from .plan import plan as make_plan
+from .planning import Planner, scored_kinds
 from .progress import Track, silent
 from .report.smaller import in_short
 from .report.words import percent
@@ -43,6 +42,7 @@ from .scores import Scores
 from .scoring import score
 from .selection import for_task, interleaved, read_by, record_images, scoring_and_judging, task_of
 from .smaller import hits, layers, paired, smaller
+from .steps import Stepped, plan_in_steps
 from .stopping import UntilStable, in_words
 
 
@@ -89,15 +89,17 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
     )
     to_score, to_judge = (Loader(part, config.batch_size, config.workers) for part in (reference, evaluation))
 
-    with _timed(seconds, "score"), engine_notes() as fallbacks:
-        scores = score(
-            network,
+    planner = Planner(config, network, loaded.input_size, to_judge, autocast(config))
+
+    def measure(masked_network: nn.Module) -> Scores:
+        found = score(
+            masked_network,
             to_score,
             criterion=config.criterion,
             criterion_options=config.criterion_options,
             composite=config.composite,
             initial=config.initial,
-            units=config.units or None,
+            units=scored_kinds(config),
             device=device,
             dtype=dtype,
             exact=config.exact,
@@ -109,13 +111,24 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
             model_name=loaded.name,
             progress=track,
         )
-        scores = record_images(scores, reference, config, task)
+        return record_images(found, reference, config, task)
+
+    with _timed(seconds, "score"), engine_notes() as fallbacks:
+        scores = measure(network)
         scores.save(config.out / "scores.safetensors")
-    with _timed(seconds, "plan"):
+    with _timed(seconds, "plan"), engine_notes():
         ranked = of_classes(scores, config)
-        plan = make_plan(ranked, config.rate, order=config.order, seed=config.seed, **plan_options(config))
+        if config.steps > 1:
+            stepped = _in_steps(network, scores, measure, planner, config)
+            plan = stepped.plan
+            stepped.scores[-1].save(config.out / "scores-last.safetensors")
+        else:
+            plan = planner.plan(ranked)
         plan.save(config.out / "plan.json")
     say(f"{scored(scores)}; the plan removes {plan.removed_count} of {plan.total_count} units")
+
+    for line in [] if planner.achieved is None else planner.achieved.lines():
+        say(line)
 
     with _timed(seconds, "evaluate"):
         judging = {"dtype": autocast(config)}
@@ -136,7 +149,7 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
     if slimmed is not None:
         say(in_short(slimmed, costs))
     with _timed(seconds, "sweep"):
-        curves = tuple(_curves(network, ranked, before, to_judge, config, track))
+        curves = tuple(_curves(network, ranked, before, to_judge, config, planner, track))
     with _timed(seconds, "heat maps"), engine_notes():  # the same as when scoring
         pruned = plan if small is None else small
         maps = explain(loaded, pruned, evaluation, config.heatmaps, config.composite, batch_size=config.batch_size)
@@ -153,7 +166,7 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
         reference=_data_record(reference, scores.samples),
         evaluation=_data_record(evaluation, before.total),
         shared_images=shared,
-        rate=config.rate,
+        rate=plan.rate,
         removed=plan.removed_count,
         units=plan.total_count,
         before=hits(before),
@@ -169,7 +182,7 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
         heatmaps=maps.records,
         agreement=maps.agreement,
         skipped=tuple(SkippedRecord(path=path, reason=reason) for path, reason in skipped.items()),
-        notes=tuple(_notes(loaded, shared, fallbacks, before, scores, len(reference))),
+        notes=tuple(_notes(loaded, shared, fallbacks, before, scores, len(reference), config)),
         seconds={step: round(spent, 3) for step, spent in seconds.items()},
         environment=environment.describe(device),
     )
@@ -233,7 +246,7 @@ def stopping(config: RunConfig) -> UntilStable | None:
     """When scoring is to stop early; None: never."""
     if not config.until_stable:
         return None
-    return UntilStable(config.until_stable, config.stable_overlap, units=config.units or None, **plan_options(config))
+    return UntilStable(config.until_stable, config.stable_overlap, units=scored_kinds(config), **plan_options(config))
 
 
 def of_classes(scores: Scores, config: RunConfig) -> Scores:
@@ -253,8 +266,27 @@ def plan_options(config: RunConfig) -> dict[str, object]:
     return {"scope": config.scope, "magnitude": config.magnitude, "absolute": config.absolute}
 
 
+def _in_steps(
+    network: nn.Module, first: Scores, measure: Callable[[nn.Module], Scores], planner: Planner, config: RunConfig
+) -> Stepped:
+    """Plan in steps, of which the first has scored."""
+    known = [first]
+    return plan_in_steps(
+        network,
+        lambda left: known.pop() if known else measure(left),
+        config.steps,
+        lambda scores, part, after: planner.plan(of_classes(scores, config), part, after),
+    )
+
+
 def _curves(
-    network: nn.Module, scores: Scores, unpruned: Evaluation, loader: Loader, config: RunConfig, track: Track
+    network: nn.Module,
+    scores: Scores,
+    unpruned: Evaluation,
+    loader: Loader,
+    config: RunConfig,
+    planner: Planner,
+    track: Track,
 ) -> Iterator[CurveRecord]:
     """Least relevant first, most relevant first, and every random order; all begin where nothing is removed."""
     orders = [("least", None), ("most", None), *(("random", config.seed + i) for i in range(config.random_seeds))]
@@ -269,7 +301,7 @@ def _curves(
             seed=config.seed if seed is None else seed,
             dtype=autocast(config),
             progress=_named(track, title),
-            **plan_options(config),
+            **planner.options(),
         )
         whole = Curve(RATES, (unpruned.accuracy, *curve.accuracies), (0, *curve.removed), order)
         yield curve_record(whole, order, seed)
@@ -329,7 +361,13 @@ def _classes(before: Evaluation, after: Evaluation, images: data.Images) -> tupl
 
 
 def _notes(
-    loaded: LoadedModel, shared: int, fallbacks: list[str], before: Evaluation, scores: Scores, chosen: int
+    loaded: LoadedModel,
+    shared: int,
+    fallbacks: list[str],
+    before: Evaluation,
+    scores: Scores,
+    chosen: int,
+    config: RunConfig,
 ) -> Iterator[str]:
     """What a reader must know before believing the numbers."""
     if loaded.weights == "random":
@@ -339,6 +377,8 @@ def _notes(
             f"{shared} of the {before.total} images that judge are also images that score: the accuracy after pruning "
             "is that of images the plan has seen."
         )
+    if config.max_drop is not None:
+        yield "How much goes was decided by the images that judge: their accuracy after pruning flatters a little."
     if before.total < 200:
         low, high = hits(before).interval
         yield (

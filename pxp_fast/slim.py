@@ -72,7 +72,10 @@ class Slimmer:
 
     def costs(self, plan: Plan | None = None) -> Costs:
         """Parameters and FLOPs of :meth:`slim`'s model; of the model itself where there is no plan."""
-        return self.whole if plan is None else costs(self.removal(plan))
+        if plan is None:
+            return self.whole
+        heads = any(group.kind == "head" and group.removed for group in plan.groups)
+        return costs(self.removal(plan, rearranged=not heads or self.cuts_heads))
 
     @functools.cached_property
     def whole(self) -> Costs:
@@ -80,6 +83,11 @@ class Slimmer:
         removal = self.removal()
         removal.removed[:], removal.idle = False, []
         return costs(removal)
+
+    @functools.cached_property
+    def cuts_heads(self) -> bool:
+        """Whether the model's code goes on working with fewer heads; found by cutting one out of every attention."""
+        return removable.cuts_heads(self, self._groups(None))
 
     def slim(self, plan: Plan) -> nn.Module:
         """A smaller copy of the model, which computes what the model computes under the plan's masks.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..errors import SlimError
 from ..plan import Plan, PlannedGroup
 from ..units import UnitGroup
 from .labels import KEPT
@@ -49,10 +50,13 @@ def removable(slimmer: Slimmer, groups: Sequence[UnitGroup]) -> dict[str, Tensor
         for turn in range(min(_SAMPLES, len(found)))
         if groups[together[index]].count > 1
     ]
+    if any(group.kind == "head" for group in groups) and not slimmer.cuts_heads:
+        waiting = [trial for trial in waiting if groups[trial[0][trial[1]]].kind != "head"]
     alone: dict[tuple[tuple[int, ...], int], bool] = {}
     while waiting:
         chosen, waiting = _next_round(waiting, held, groups)
-        removal = _removal(slimmer, groups, [held[one][index] for _, index, one in chosen])
+        plan = _plan(groups, [held[one][index] for _, index, one in chosen])
+        removal = _Uneven(slimmer.masked(plan), slimmer.coupling)
         for together, index, one in chosen:
             alone[together, index] = alone.get((together, index), True) and bool(removal.removed[one])
     result = {group.name: torch.zeros(group.count, dtype=torch.bool) for group in groups}
@@ -61,6 +65,17 @@ def removable(slimmer: Slimmer, groups: Sequence[UnitGroup]) -> dict[str, Tensor
             keys = [(tuple(p for p, _ in held[one]), [p for p, _ in held[one]].index(position)) for one in own]
             result[group.name][unit] = bool(keys) and all(alone.get(key, False) for key in keys)
     return result
+
+
+def cuts_heads(slimmer: Slimmer, groups: Sequence[UnitGroup]) -> bool:
+    """Whether heads can be cut out of the model: it is tried with one of every attention that has several."""
+    members = [(index, 0) for index, group in enumerate(groups) if group.kind == "head" and group.count > 1]
+    if not members:
+        return False
+    try:
+        return slimmer.slim(_plan(groups, members)).pxp_slim.cut > 0
+    except SlimError:
+        return False
 
 
 def parts(slimmer: Slimmer, groups: Sequence[UnitGroup]) -> dict[str, Tensor]:
@@ -117,8 +132,8 @@ def _next_round(waiting: list, held: dict[int, list[Member]], groups: Sequence[U
     return chosen, later
 
 
-def _removal(slimmer: Slimmer, groups: Sequence[UnitGroup], members: Sequence[Member]) -> Removal:
-    """What can go once these units' parameters are zero."""
+def _plan(groups: Sequence[UnitGroup], members: Sequence[Member]) -> Plan:
+    """That removes these units."""
     gone: dict[int, list[int]] = defaultdict(list)
     for position, unit in members:
         gone[position].append(unit)
@@ -129,8 +144,7 @@ def _removal(slimmer: Slimmer, groups: Sequence[UnitGroup], members: Sequence[Me
         )
         for position, units in gone.items()
     )  # fmt: skip
-    plan = Plan(model=type(slimmer.model).__name__, rate=0, groups=planned)
-    return _Uneven(slimmer.masked(plan), slimmer.coupling)
+    return Plan(model="", rate=0, groups=planned)
 
 
 def _tables(slimmer: Slimmer) -> Iterator[dict[int, int]]:
