@@ -148,7 +148,7 @@ def load(path: str | os.PathLike[str], *, trust: bool = False) -> nn.Module:
         )
     try:
         model, _ = _build(record.architecture, record.arguments)
-    except ModelError as error:
+    except (ModelError, CheckpointError) as error:
         raise CheckpointError(f"{folder} cannot be built here ({error}){other_versions(record)}") from error
     try:
         _refuse_misfit(model, record, tensors)

@@ -104,7 +104,10 @@ def _parity(model: nn.Module, run: Callable[[Tensor], Tensor], example: Tensor, 
     """The largest difference of logits, relative to the largest logit; raise where that is above `parity`."""
     worst = 0.0
     for images in (example, example[:1]):
-        expected = model(images).double().cpu()
+        try:
+            expected = model(images).double().cpu()
+        except Exception as error:  # whatever the model's code raises
+            raise ExportError(f"the model does not take {len(images)} images: {_first_line(error)}") from error
         try:
             found = run(images).double().cpu()
         except Exception as error:  # a runtime complains in its own way
@@ -139,6 +142,8 @@ def _quietly() -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
+    while error.__cause__ is not None:  # exporters wrap what went wrong in advice to their own developers
+        error = error.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
 

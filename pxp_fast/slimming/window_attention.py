@@ -23,13 +23,14 @@ class NarrowShiftedWindowAttention(ShiftedWindowAttention):
             s if size > window else 0 for s, size, window in zip(self.shift_size, sizes, self.window_size, strict=True)
         ]
         tokens = self._windows(padded.roll([-s for s in shift], (1, 2)))
-        parts = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5)
+        # Windows are folded into the batch, since other runtimes know attention in four dimensions alone.
+        parts = self.qkv(tokens.flatten(0, 1)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         bias = self.get_relative_position_bias()
         if any(shift):
-            bias = bias + self._hidden(sizes, shift, x)
+            bias = (bias + self._hidden(sizes, shift, x)).repeat(x.shape[0], 1, 1, 1)
         dropout = self.attention_dropout if self.training else 0.0
         found = F.scaled_dot_product_attention(*parts, attn_mask=bias, dropout_p=dropout)
-        found = self.proj(found.transpose(-3, -2).flatten(-2))
+        found = self.proj(found.transpose(1, 2).flatten(2)).unflatten(0, tokens.shape[:2])
         found = F.dropout(found, self.dropout, self.training)
         found = found.unflatten(2, (rows, columns)).unflatten(1, (sizes[0] // rows, -1)).transpose(2, 3)
         return found.flatten(3, 4).flatten(1, 2).roll(shift, (1, 2))[:, :height, :width].contiguous()
