@@ -171,7 +171,8 @@ def operator_for(node: fx.Node, scope: Scope) -> Operator:
     if node.target in ACTIVATIONS:
         return (RelayedActivation if node in scope.spread else Activation)(node, eps)
     if name == "scaled_dot_product_attention":
-        return Attention(node, eps, reached, scope.softmax)
+        carrying = tuple(source in scope.carrying for source in node.args[:3])
+        return Attention(node, eps, reached, carrying, scope.softmax)
     if node in scope.softmaxes and scope.softmax.startswith("z-plus"):
         return Softmax(node, eps, virtual_bias=scope.softmax == "z-plus-bias")
     if name in ("layer_norm", "group_norm", "rms_norm"):
@@ -259,9 +260,9 @@ def _shape(node: fx.Node) -> str:
 
 
 def _products(node: fx.Node, scope: Scope) -> int:
-    """How many factors carry relevance; a tensor times itself counts twice."""
+    """How many factors carry relevance, at least one; a tensor times itself counts twice."""
     factors = node.args[1] if packet(node) == "einsum" else node.args[:2]
-    return sum(isinstance(n, fx.Node) and n in scope.carrying for n in factors)
+    return max(1, sum(isinstance(n, fx.Node) and n in scope.carrying for n in factors))
 
 
 def _sole_activation(node: fx.Node, scope: Scope) -> fx.Node | None:

@@ -161,8 +161,8 @@ class Program:
     def _fold_splits(self, steps: dict[fx.Node, Operator]) -> None:
         """Let the layers that make queries, keys and values split attention's carry, where only attention reads it."""
         for node, step in steps.items():
-            split = isinstance(step, Attention) and step.parts == 2
-            shares = shares_of(self.captured, node) if split else None
+            split = isinstance(step, Attention) and all(step.shares)
+            shares = shares_of(self.captured, node, step.shares) if split else None
             layers = [steps.get(layer) for layer in shares or ()]
             if layers and all(isinstance(s, FusedLinear) and s.reader is None for s in layers):
                 step.shares = (1, 1, 1)
