@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import fnmatch
 import functools
 import operator
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 
 import torch
 from torch import Tensor, fx
@@ -36,15 +35,10 @@ from .rules import (
     fused_activation,
 )
 from .softmax import Softmax
-from .weighted_rules import Block, Epsilon, EpsilonRule, Norm, Pass
+from .weighted_rules import Block, Epsilon, EpsilonRule, Pass
 
 EPSILON = Epsilon()
 
-SUMS_POOLS_NORMS = {
-    "add", "sub", "rsub", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "avg_pool1d",
-    "avg_pool2d", "avg_pool3d", "mean", "sum", "batch_norm", "layer_norm", "group_norm", "rms_norm", "max_pool1d",
-    "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "amax",
-}  # fmt: skip
 # By overload packet, so that every overload of an operator is met.
 AFFINE = {
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
@@ -155,9 +149,9 @@ def operator_for(node: fx.Node, scope: Scope) -> Operator:
         return Operator(node, eps)
     reached = [n for n in receivers(node, scope.held) if n in scope.live]
     rule = scope.rules.get(node, EPSILON)
-    if isinstance(rule, Block):
+    if rule.follows(Block):
         return Operator(node, eps)
-    if isinstance(rule, Pass):
+    if rule.follows(Pass):
         return _passed(node, scope)
     eps = rule.stabilizer_or(eps)
     if node.target is operator.getitem:
@@ -197,23 +191,6 @@ def operator_for(node: fx.Node, scope: Scope) -> Operator:
     return Taped(node, eps, reached)
 
 
-def named_rules(nodes: Iterable[fx.Node], layers: Sequence[tuple[str, Rule]]) -> dict[fx.Node, Rule]:
-    """The rules of sums, pools and norms whose module a pattern names; only pass, norm and block are meant for them."""
-    found = {}
-    for node in nodes:
-        if packet(node) in SUMS_POOLS_NORMS:
-            module = module_of(node)
-            rule = next((rule for pattern, rule in layers if fnmatch.fnmatch(module, pattern)), None)
-            if isinstance(rule, (Pass, Norm, Block)):
-                found[node] = rule
-    return found
-
-
-def rulable_modules(nodes: Iterable[fx.Node]) -> list[str]:
-    """The modules of what :func:`named_rules` looks at."""
-    return [module_of(node) for node in nodes if packet(node) in SUMS_POOLS_NORMS]
-
-
 def _passed(node: fx.Node, scope: Scope) -> Operator:
     """The pass rule, where the output has the shape of its one input."""
     inputs = [n for n in receivers(node) if n in scope.carrying]
@@ -229,9 +206,9 @@ def _weighted(node: fx.Node, scope: Scope) -> Operator:
     """A convolution or linear layer by its rule."""
     rule = scope.rules.get(node, EPSILON)
     activation, live = _sole_activation(node, scope), node.args[0] in scope.live
-    if node not in scope.spread and (not live or isinstance(rule, EpsilonRule)):
+    if node not in scope.spread and (not live or rule.follows(EpsilonRule)):
         return _kernel(node, scope, rule.stabilizer_or(scope.eps), activation, live)
-    if isinstance(rule, Pass):
+    if rule.follows(Pass):
         _passed(node, scope)  # refuses what cannot be
     layer = _kernel(node, scope, scope.eps, activation, False)
     kernel = functools.partial(_kernel, node, scope, scope.eps, None)

@@ -241,3 +241,7 @@ class Block(Rule):
 
     def propagate(self, layer: Layer) -> None:
         return None
+
+
+UNWEIGHTED = (Pass, Norm, Block)
+"""What acts on sums, pools and norms too."""

@@ -91,7 +91,9 @@ def test_a_learned_query_loses_no_relevance(softmax):
     found = []
     for fused in (True, False):
         model.attn_pool.fused_attn = fused
-        found.append(unit_sums(model, images.double(), labels, composite=Composite(stabilizer=EPSILON, softmax=softmax)))
+        found.append(
+            unit_sums(model, images.double(), labels, composite=Composite(stabilizer=EPSILON, softmax=softmax))
+        )
     assert set(found[0]) == set(found[1]) and "attn_pool" in found[0]
     for name, sums in found[0].items():
         assert relative_l1(found[1][name], sums) < 1e-5, name

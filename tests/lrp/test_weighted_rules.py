@@ -1,26 +1,21 @@
 """The rules of convolutions and linear layers, against their definitions and against zennit."""
 
-import dataclasses
-import inspect
-import textwrap
-from typing import ClassVar
-
 import pytest
 import torch
 import torchvision
 from oracles.definition import Definition
 from oracles.engine import by_unit, observed, relative_l1, unit_sums
 from oracles.networks import pictures, randomise
-from oracles.operators import WIDTH, Sandwich, Tokens, build_network, conv
+from oracles.operators import WIDTH, Sandwich, Tokens, conv
 from oracles.rule_definitions import definition_of
 from oracles.zennit_oracle import ZennitOracle
 from torch import nn
 from zennit import rules as zennit
 
 from pxp_fast.criteria import Relevance, attribute
-from pxp_fast.errors import CaptureError, PxpError
-from pxp_fast.lrp import Composite, Program, capture, registry
-from pxp_fast.lrp.registry import RULES, Part, Rule, rule
+from pxp_fast.errors import CaptureError
+from pxp_fast.lrp import Composite, Program, capture
+from pxp_fast.lrp.registry import rule
 from pxp_fast.lrp.ruled import Ruled
 
 RULES_TRIED = {
@@ -240,78 +235,6 @@ def test_pass_norm_and_block():
         with pytest.raises(CaptureError, match=f"rule pass on {layer}.*{what}"):
             sums((layer, "pass"))
             attribute(model, images, labels, composite=Composite(layers=((layer, rule("pass")),)))
-
-
-@pytest.fixture
-def rules_restored():
-    before = dict(RULES)
-    yield
-    RULES.clear()
-    RULES.update(before)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_the_rule_of_the_documentation_works(rules_restored, dtype):
-    """The example in the docstring of `Rule`, as it stands there, against what it says it is."""
-    example = inspect.getdoc(Rule).split("is one small class::")[1].split("and from then on")[0]
-    namespace = {"dataclasses": dataclasses, "ClassVar": ClassVar, "Rule": Rule, "Part": Part}
-    exec(textwrap.dedent(example), {**namespace, "register": registry.register})
-    torch.manual_seed(0)
-    model, images, labels = build_network(Sandwich, lambda: conv(6, 3, padding=1))
-
-    def magnitude(name, affine, x, relevance, eps):
-        from oracles.rule_definitions import dense
-
-        matrix, _ = dense(affine, x)
-        parts = (matrix * x.flatten(1)[:, None]).abs()
-        shares = parts / (parts.sum(2, keepdim=True) + eps)
-        return torch.einsum("nj,nji->ni", relevance.flatten(1), shares).view(x.shape)
-
-    truth = Definition(model, affine=magnitude)(images, labels)
-    found = attribute(model.to(dtype), images.to(dtype), labels, composite=everywhere("magnitude"))
-    assert relative_l1(found, truth.input) < (1e-10 if dtype == torch.float64 else 1e-5)
-
-
-def test_rules_by_name_mapping_and_back():
-    for name in ("epsilon", "z-plus", "gamma", "alpha-beta", "flat", "w-square", "pass", "norm", "block"):
-        assert rule(name).name == name
-        assert rule(rule(name).describe()) == rule(name) == rule(rule(name))
-    assert rule("gamma").describe() == {"rule": "gamma", "gamma": 0.25}
-    assert rule({"rule": "gamma", "gamma": 1, "stabilizer": 0.1}).describe() == {
-        "rule": "gamma", "gamma": 1, "stabilizer": 0.1,
-    }  # fmt: skip
-    assert (rule("alpha-beta").alpha, rule("alpha-beta").beta) == (2, 1)
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ("zplus", "rule 'zplus' is not known; choose one of epsilon, norm, z-plus"),
-        ({"rule": "gamma", "gama": 1}, "rule gamma has no parameter gama; its parameters are gamma, stabilizer"),
-        ({"rule": "block", "gamma": 1}, "rule block has no parameter gamma; it has none"),
-        ({"gamma": 1}, "pass a name, or a mapping"),
-        (3, "pass a name, or a mapping"),
-        ({"rule": "gamma", "gamma": -1}, "gamma is -1; it must be a finite number >= 0"),
-        ({"rule": "gamma", "gamma": "big"}, "gamma is 'big'"),
-        ({"rule": "epsilon", "epsilon": float("nan")}, "epsilon is nan"),
-        ({"rule": "z-plus", "stabilizer": float("inf")}, "stabilizer is inf"),
-        ({"rule": "alpha-beta", "alpha": 2, "beta": 2}, "alpha is 2 and beta 2; alpha - beta must be 1"),
-    ],
-)
-def test_rules_that_cannot_be(given, message):
-    with pytest.raises(PxpError, match=message):
-        rule(given)
-
-
-def test_a_name_belongs_to_one_rule(rules_restored):
-    @dataclasses.dataclass(frozen=True)
-    class Another(Rule):
-        name: ClassVar[str] = "gamma"
-
-    with pytest.raises(PxpError, match="'gamma' is already that of Gamma"):
-        registry.register(Another)
-    with pytest.raises(PxpError, match="is empty"):
-        registry.register(type("Nameless", (Rule,), {}))
 
 
 def test_tables_of_one_batch_are_the_same_every_time():
