@@ -239,6 +239,11 @@ def _combination(options: dict, arguments: dict) -> Scores:
     for name, (_, own) in combined.items():
         check_options(name, own)
     choice("how", how := options.get("how", "sum"), HOW)
+    if how == "rank" and arguments["per_class"]:
+        raise PxpError(
+            "ranks in one class say nothing about those in several: leave per_class (--per-class, --keep-classes, "
+            '--forget-classes) out, or combine by sums ({"how": "sum"})'
+        )
     if isinstance(loader, Iterator) and len(combined) > 1:
         raise DataError(
             "a combination passes over the images once for each criterion, but this loader can be passed over only "

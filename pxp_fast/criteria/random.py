@@ -28,8 +28,8 @@ class Random(DataFreeCriterion):
     def __init__(
         self, model: nn.Module, example: Tensor, *, seed: int = 0, kinds: tuple[str, ...] | None = None
     ) -> None:
-        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise PxpError(f"seed is {seed!r}; pass a whole number of at least 0")
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 64:
+            raise PxpError(f"seed is {seed!r}; pass a whole number of at least 0 and below 2^64")
         self.seed = seed
         captured = capture(model, example)
         self.units = columns(captured, kinds, model).units

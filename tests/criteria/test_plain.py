@@ -136,6 +136,11 @@ def test_what_a_model_takes_must_be_known():
         ("magnitude", {"norm": "l3"}, "norm is 'l3'; choose one of l1, l2"),
         ("integrated-gradients", {"form": "mean"}, "form is 'mean'; choose one of influence, conductance"),
         ("random", {"seed": -1}, "seed is -1; pass a whole number"),
+        ("random", {"seed": 1 << 64}, "seed is 18446744073709551616; pass a whole number .* below 2"),
+        ("combination", {"criteria": [["lrp"]]}, "criteria to combine are .*; pass names and weights"),
+        ("combination", {"criteria": {"lrp": 10**400}}, "the weight of lrp is 1000.*; pass a number"),
+        ("combination", {"criteria": 3}, "criteria to combine are 3"),
+        ("combination", {"criteria": "lrp"}, "criteria to combine are 'lrp'"),
     ],
 )
 def test_what_is_not_known_is_refused_by_name(name, options, complaint):
