@@ -15,7 +15,7 @@ from .criteria import CudaGraphs, Step
 from .criteria import criterion as find_criterion
 from .criteria.base import choice
 from .criteria.combination import COMBINATION, DEFAULT, HOW, combine, parts
-from .criteria.registry import check_options, needs_images
+from .criteria.registry import check_classes, check_options, needs_images
 from .errors import DataError, PxpError
 from .loader import unprepared
 from .lrp import Composite, Program
@@ -239,11 +239,8 @@ def _combination(options: dict, arguments: dict) -> Scores:
     for name, (_, own) in combined.items():
         check_options(name, own)
     choice("how", how := options.get("how", "sum"), HOW)
-    if how == "rank" and arguments["per_class"]:
-        raise PxpError(
-            "ranks in one class say nothing about those in several: leave per_class (--per-class, --keep-classes, "
-            '--forget-classes) out, or combine by sums ({"how": "sum"})'
-        )
+    if arguments["per_class"] and how == "rank":
+        check_classes(COMBINATION, options)
     if isinstance(loader, Iterator) and len(combined) > 1:
         raise DataError(
             "a combination passes over the images once for each criterion, but this loader can be passed over only "
