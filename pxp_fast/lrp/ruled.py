@@ -35,6 +35,13 @@ class Multiplier:
             self.unpacked = kernel.weight
             if not part.forward:
                 kernel.packed = None
+        self._of_ones: Tensor | None = None
+
+    def of_ones(self, source: Tensor) -> Tensor:
+        """The product with ones, ``[1, ...]`` for all samples of whatever batch; only to be read."""
+        if self._of_ones is None:
+            self._of_ones = self.product(torch.ones_like(source[:1]))
+        return self._of_ones
 
     def product(self, source: Tensor) -> Tensor:
         return self.kernel.product(source, self.unpacked, self.bias)
@@ -83,6 +90,10 @@ class Layer:
     def product(self, part: str, source: Tensor) -> Tensor:
         """The layer with the weight and bias of a part, in memory of its own."""
         return self._multipliers[part].product(source)
+
+    def of_ones(self, part: str) -> Tensor:
+        """:meth:`product` with ones in place of the input, ``[1, ...]``, the same for every batch; only to be read."""
+        return self._multipliers[part].of_ones(self.source)
 
     def transposed(self, part: str, shared: Tensor) -> Tensor:
         """The product of `shared`, of the output's shape, with the transposed weight of a part."""

@@ -186,8 +186,7 @@ class Spread(Rule):
     spreads = True
 
     def propagate(self, layer: Layer) -> Tensor:
-        total = layer.product("spread", torch.ones_like(layer.source[:1]))
-        return layer.transposed("spread", layer.relevance / (total + layer.stabilizer))
+        return layer.transposed("spread", layer.relevance / (layer.of_ones("spread") + layer.stabilizer))
 
 
 @register

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import textwrap
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -32,12 +33,24 @@ def rules_restored():
     RULES.update(before)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_the_rule_of_the_documentation_works(rules_restored, dtype):
-    """The example in the docstring of `Rule`, as it stands there, against what it says it is."""
-    example = inspect.getdoc(Rule).split("is one small class::")[1].split("and from then on")[0]
-    namespace = {"dataclasses": dataclasses, "ClassVar": ClassVar, "Rule": Rule, "Part": Part}
-    exec(textwrap.dedent(example), {**namespace, "register": registry.register})
+def example_of(place: str) -> str:
+    """The code of a rule of one's own, as a place of the documentation has it."""
+    if place == "docstring":
+        return textwrap.dedent(inspect.getdoc(Rule).split("is one small class::")[1].split("and from then on")[0])
+    page = (Path(__file__).parents[2] / "docs" / "rules.md").read_text()
+    return page.split("A rule of your own is one class:")[1].split("```python\n")[1].split("```")[0]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "place"), [(torch.float64, "docstring"), (torch.float32, "docstring"), (torch.float64, "page")]
+)
+def test_the_rule_of_the_documentation_works(rules_restored, tmp_path, dtype, place):
+    """The examples of `Rule` and of the page, as they stand there, against what they say they are."""
+    namespace = {"dataclasses": dataclasses, "ClassVar": ClassVar, "Rule": Rule, "Part": Part, "register": register}
+    exec(example_of(place), namespace)
+    if place == "page":
+        namespace["composite"].save(tmp_path / "mine.json")
+        assert Composite.load(tmp_path / "mine.json").low == rule("magnitude")
     torch.manual_seed(0)
     model, images, labels = build_network(Sandwich, lambda: conv(6, 3, padding=1))
 

@@ -11,12 +11,14 @@ from oracles.rule_definitions import definition_of
 from oracles.zennit_oracle import ZennitOracle
 from torch import nn
 from zennit import rules as zennit
+from zennit import types as zennit_types
+from zennit.composites import LayerMapComposite, MixedComposite, NameMapComposite
 
 from pxp_fast.criteria import Relevance, attribute
 from pxp_fast.errors import CaptureError
 from pxp_fast.lrp import Composite, Program, capture
 from pxp_fast.lrp.registry import rule
-from pxp_fast.lrp.ruled import Ruled
+from pxp_fast.lrp.ruled import Multiplier, Ruled
 
 RULES_TRIED = {
     "z-plus": {"rule": "z-plus"},
@@ -28,6 +30,7 @@ RULES_TRIED = {
     "flat": {"rule": "flat"},
     "w-square": {"rule": "w-square", "stabilizer": 1e-2},
     "epsilon 0.1": {"rule": "epsilon", "epsilon": 0.1},
+    "norm": {"rule": "norm"},
 }
 
 
@@ -119,6 +122,7 @@ ZENNIT = {
     "flat": lambda: zennit.Flat(),
     "w-square": lambda: zennit.WSquare(1e-2),
     "epsilon 0.1": lambda: zennit.Epsilon(0.1),
+    "norm": lambda: zennit.Norm(1e-6),
 }
 
 
@@ -159,7 +163,7 @@ def test_rounding_of_narrower_numbers(network, name):
         assert worst(unit_sums(model, images, labels, "logit", composite=composite, dtype=dtype)) < bound, dtype
 
 
-@pytest.mark.parametrize("name", ["z-plus", "gamma", "alpha-beta", "flat", "w-square"])
+@pytest.mark.parametrize("name", ["z-plus", "gamma", "alpha-beta", "flat", "w-square", "norm"])
 def test_relevance_is_conserved_without_biases(name):
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -173,6 +177,25 @@ def test_relevance_is_conserved_without_biases(name):
         torch.testing.assert_close(sums[0].sum(1), one, rtol=0, atol=1e-9, msg=layer)
     heat = attribute(model, images.double(), labels, composite=composite)
     torch.testing.assert_close(heat.flatten(1).sum(1), one, rtol=0, atol=1e-9)
+
+
+def test_pass_equals_zennits_and_conserves():
+    """A convolution that keeps the shape hands on what it got, entry by entry."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(96, 5, bias=False),
+    )  # fmt: skip
+    images, labels = pictures(3, 8, classes=5)
+    model = randomise(model, images, zero_bias=True).double()
+    found = unit_sums(model, images.double(), labels, composite=Composite(stabilizer=0.0, layers={"2": "pass"}))
+    rules = [(zennit_types.Activation, zennit.Pass()), (zennit_types.Linear, zennit.Epsilon(0.0))]
+    theirs = NameMapComposite([(["2"], zennit.Pass()), (["0", "6"], zennit.Epsilon(0.0))])
+    theirs = MixedComposite([theirs, LayerMapComposite(rules)])
+    truth, _ = ZennitOracle(model, rules=theirs).run(images.double(), labels)
+    for layer, sums in found.items():
+        assert relative_l1(sums, truth[layer]) < 1e-10, layer
+        torch.testing.assert_close(sums[0].sum(1), torch.ones(3).double(), rtol=0, atol=1e-10)
 
 
 def test_z_plus_leaves_no_negative_relevance():
@@ -226,15 +249,29 @@ def test_pass_norm_and_block():
     seen = dict(observed(model, images, labels))
     at_norm = next(relevance for name, relevance in seen.items() if name.startswith("group_norm"))
     expected = torch.stack((at_norm.sum((2, 3)), at_norm.abs().sum((2, 3))))
-    assert relative_l1(sums(("norm", "pass"))["square"], expected) < 1e-9
+    assert relative_l1(sums(("norm", "pass"))["square"], expected) < 1e-10
     softened = sums(("*", {"rule": "norm", "stabilizer": 0.5}))
     wide = Definition(model, epsilon=0.5)(images, labels)
-    assert relative_l1(softened["stem"][0], wide.at["stem"].sum((2, 3))) < 1e-9
+    assert relative_l1(softened["stem"][0], wide.at["stem"].sum((2, 3))) < 1e-10
 
     for layer, what in (("stem", "3, 9, 9"), ("pool", "6, 7, 7")):
         with pytest.raises(CaptureError, match=f"rule pass on {layer}.*{what}"):
             sums((layer, "pass"))
             attribute(model, images, labels, composite=Composite(layers=((layer, rule("pass")),)))
+
+
+@pytest.mark.parametrize("name", ["flat", "w-square"])
+def test_what_depends_on_weights_alone_is_computed_once(name, monkeypatch):
+    multiplied = []
+    product = Multiplier.product
+    monkeypatch.setattr(Multiplier, "product", lambda self, source: multiplied.append(1) or product(self, source))
+    model, (images, labels) = vgg_like().double().eval(), pictures(4, 32, classes=10)
+    relevance = Relevance(model, images.double(), composite=everywhere(name))
+    whole = relevance.run(images.double(), labels)
+    assert len(multiplied) == 5  # all but the first layer, below which nothing is wanted
+    parts = [relevance.run(images[i].double(), labels[i]) for i in (slice(3), slice(3, 4))]
+    assert len(multiplied) == 5
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-12, atol=1e-15)
 
 
 def test_tables_of_one_batch_are_the_same_every_time():
