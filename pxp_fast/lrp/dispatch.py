@@ -104,6 +104,8 @@ class Scope:
         Which products are fused with the pass of the layer below.
     onednn
         Take oneDNN's own operators for convolutions and linear layers.
+    exact
+        See :class:`pxp_fast.lrp.registry.Situation`.
     fallbacks
         Operators met that have no rule of their own, and how often.
     rules
@@ -125,6 +127,7 @@ class Scope:
     eps: float
     policy: Policy
     onednn: bool = False
+    exact: bool = False
     fallbacks: dict[str, int] = dataclasses.field(default_factory=collections.Counter)
     rules: Mapping[fx.Node, Rule] = dataclasses.field(default_factory=dict)
     softmax: str = "epsilon"
@@ -212,7 +215,7 @@ def _weighted(node: fx.Node, scope: Scope) -> Operator:
         _passed(node, scope)  # refuses what cannot be
     layer = _kernel(node, scope, scope.eps, activation, False)
     kernel = functools.partial(_kernel, node, scope, scope.eps, None)
-    return Ruled(node, scope.eps, rule, layer, kernel, node.args[0] in scope.nonnegative)
+    return Ruled(node, scope.eps, rule, layer, kernel, node.args[0] in scope.nonnegative, scope.exact)
 
 
 def _kernel(node: fx.Node, scope: Scope, eps: float, activation: fx.Node | None, needs_input: bool) -> Weighted:

@@ -116,7 +116,7 @@ class Program:
         nodes = list(captured.nodes())
         self.layer_rules |= rules_of_others(captured, self.composite, layers)
         scope = Scope(
-            self.live, carrying, self.constants, self.composite.stabilizer, policy, onednn,
+            self.live, carrying, self.constants, self.composite.stabilizer, policy, onednn, not quick,
             rules=self.layer_rules,
             softmax=self.composite.softmax,
             softmaxes=softmaxes,

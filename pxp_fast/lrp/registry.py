@@ -138,10 +138,13 @@ class Situation:
         No entry of the layer's input is negative, whatever the images.
     rectified
         No relevance comes to outputs that are negative: a ReLU alone reads them.
+    exact
+        Small rounding errors are wanted more than speed: in float64, and where `exact` was asked for in float32.
     """
 
     nonnegative: bool = False
     rectified: bool = False
+    exact: bool = False
 
 
 def register(cls: type[Rule]) -> type[Rule]:

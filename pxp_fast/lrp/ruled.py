@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -62,7 +63,7 @@ class Layer:
         negative entries, at which there is no relevance.
     stabilizer
         The rule's own, or else the composite's.
-    nonnegative, rectified
+    nonnegative, rectified, exact
         See :class:`Situation`.
     """
 
@@ -77,7 +78,7 @@ class Layer:
         multipliers: dict[str, Multiplier],
     ) -> None:
         self.source, self.output, self.stabilizer = source, output, stabilizer
-        self.nonnegative, self.rectified = situation.nonnegative, situation.rectified
+        self.nonnegative, self.rectified, self.exact = dataclasses.astuple(situation)
         self._carry, self._relevance, self._multipliers = carry, relevance, multipliers
 
     @property
@@ -129,8 +130,8 @@ class Ruled(Operator):
         The layer itself; its `backward` is not used.
     kernel
         Makes a form of the layer without activation, given whether its transposed product is needed.
-    nonnegative
-        Whether the layer's input has no negative entry.
+    nonnegative, exact
+        See :class:`Situation`.
     """
 
     def __init__(
@@ -141,10 +142,11 @@ class Ruled(Operator):
         layer: Weighted,
         kernel: Callable[[bool], Weighted],
         nonnegative: bool,
+        exact: bool,
     ) -> None:
         super().__init__(node, rule.stabilizer_or(eps))
         self.rule, self.layer, self.kernel = rule, layer, kernel
-        self.situation = Situation(nonnegative, layer.name in ("relu", "relu6"))
+        self.situation = Situation(nonnegative, layer.name in ("relu", "relu6"), exact)
         self.multipliers: dict[str, Multiplier] = {}
 
     @property

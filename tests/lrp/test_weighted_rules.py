@@ -206,6 +206,32 @@ def test_z_plus_leaves_no_negative_relevance():
     assert all(bool((sums[0] == sums[1]).all()) and bool((sums[0] >= 0).all()) for sums in found.values())
 
 
+@pytest.mark.parametrize("name", ["z-plus", "alpha-beta", "gamma"])
+@pytest.mark.parametrize("signed", [True, False])
+def test_contributions_beside_much_larger_ones_of_the_other_sign_are_not_lost(name, signed):
+    """Every entry by itself, of inputs eight powers of ten apart, where P or N is all but nothing beside the other."""
+    torch.manual_seed(0)
+    act = nn.LeakyReLU(0.3) if signed else nn.ReLU()
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), act, nn.Conv2d(4, 6, 1, bias=False), nn.Flatten(), nn.Linear(54, 3))
+    images, labels = torch.randn(3, 4, 3, 3), torch.tensor([0, 1, 2])
+    with torch.no_grad():
+        model[0].weight.copy_(torch.diag(10.0 ** torch.arange(-3, 5, 2)).view(4, 4, 1, 1))
+        model[0].bias.zero_()
+        model[2].weight[:3] = torch.tensor([[1, -1, 2, -2], [1, 1, 1, -1], [-1, -1, -1, 1.0]]).view(3, 4, 1, 1)
+    composite = Composite(stabilizer=1e-30, layers={"2": name})
+    rules = definition_of(lambda layer: {"rule": name if layer == "2" else "epsilon"})
+    truth = Definition(model.double(), epsilon=1e-30, affine=rules)(images.double(), labels).input
+    found = attribute(model, images.double(), labels, composite=composite)
+    torch.testing.assert_close(found, truth, rtol=1e-11 if name != "gamma" else 1e-7, atol=0)
+    if name == "gamma":  # whose shares are of the output, which cancels by itself
+        return
+    program = Program(capture(model.float(), images), {}, composite, input_relevance=True, exact=True)
+    seen = {}
+    program.run(images, labels, observe=lambda node, value, carry: seen.update({node: value * carry}))
+    exact = seen[program.captured.images]
+    torch.testing.assert_close(exact.double(), truth, rtol=1e-3, atol=0)
+
+
 def test_halves_are_skipped_where_the_graph_allows():
     """What each layer of a ReLU network multiplies with: the images are signed, what follows a ReLU is not."""
     torch.manual_seed(0)
