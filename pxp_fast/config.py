@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from .criteria.registry import check_options
+from .criteria.registry import check_classes, check_options
 from .lrp.composites import composite as find_composite
 
 
@@ -61,11 +61,11 @@ class RunConfig(BaseModel):
     task_classes: int | None = Field(None, ge=1)
     task_seed: int = Field(0, ge=0)
     task_mode: Literal["slice", "zero"] | None = None
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     exact: bool = False
-    initial: Literal["one", "logit", "bounded"] = "one"
+    initial: Literal["one", "logit", "bounded"] = "bounded"
     per_class: bool = False
     per_sample: bool = False
     until_stable: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
@@ -119,6 +119,19 @@ class RunConfig(BaseModel):
     def _criterion_has_options(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         if "criterion" in info.data:
             check_options(info.data["criterion"], value)
+        return value
+
+    @field_validator("keep_classes", "forget_classes")
+    @classmethod
+    def _classes_can_be_told_apart(cls, value: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        asked = info.data
+        if not value or "criterion" not in asked:
+            return value
+        if both := sorted(set(value) & set(asked.get("keep_classes", ()))):
+            raise ValueError(f"classes {both} are both to be kept and to be forgotten; choose one")
+        if asked.get("until_stable"):
+            raise ValueError("--until-stable watches the plan from all classes; leave it out, or plan by classes later")
+        check_classes(asked["criterion"], asked.get("criterion_options", {}))
         return value
 
     def command(self) -> str:

@@ -40,7 +40,7 @@ from .results import (
 )
 from .scores import Scores
 from .scoring import score
-from .selection import for_task, interleaved, read_by, record_images, scoring_and_judging, task_of
+from .selection import check_classes, for_task, interleaved, read_by, record_images, scoring_and_judging, task_of
 from .smaller import hits, layers, paired, smaller
 from .steps import Stepped, plan_in_steps
 from .stopping import UntilStable, in_words
@@ -79,6 +79,7 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
         loaded = load(config.model, weights=config.weights, checkpoint_kwargs=config.checkpoint_kwargs)
         chosen, task = task_of(config, loaded)
         loaded, reference, evaluation = for_task(task, loaded, *scoring_and_judging(chosen, loaded))
+        check_classes(config, reference, task)
         if config.until_stable:
             reference = interleaved(reference, config.seed)
     network = loaded.model.to(device)
