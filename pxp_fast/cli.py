@@ -61,7 +61,7 @@ def run(
     checkpoint_kwargs: o.CheckpointKwargs = "{}", samples_per_class: o.Samples = 10,
     eval_samples_per_class: o.JudgingSamples = None, classes: o.Classes = None, allow_fewer: o.AllowFewer = False,
     seed: o.Seed = 0, rate: o.Rate = 0.3, units: o.Units = None, criterion: o.Criterion = "lrp",
-    criterion_options: o.CriterionOptions = "{}", composite: o.Composite = "epsilon", initial: o.Initial = "one",
+    criterion_options: o.CriterionOptions = "{}", composite: o.Composite = "epsilon", initial: o.Initial = "bounded",
     keep_classes: o.KeepClasses = None, forget_classes: o.ForgetClasses = None,
     order: o.Order = "least", scope: o.Scope = "kind", magnitude: o.Magnitude = True, absolute: o.Absolute = "pxp",
     random_seeds: o.RandomSeeds = 5, heatmaps: o.HeatMapCount = 6, device: o.Device = "auto",
@@ -94,7 +94,7 @@ def score(
     model: o.Model, data: o.Data, out: o.Out = Path("out"), weights: o.Weights = None,
     checkpoint_kwargs: o.CheckpointKwargs = "{}", samples_per_class: o.Samples = 10, classes: o.Classes = None,
     allow_fewer: o.AllowFewer = False, seed: o.Seed = 0, units: o.Units = None, criterion: o.Criterion = "lrp",
-    criterion_options: o.CriterionOptions = "{}", composite: o.Composite = "epsilon", initial: o.Initial = "one",
+    criterion_options: o.CriterionOptions = "{}", composite: o.Composite = "epsilon", initial: o.Initial = "bounded",
     per_class: o.PerClass = False, device: o.Device = "auto", dtype: o.Dtype = "float32", exact: o.Exact = False,
     graph: o.Graph = True, batch_size: o.BatchSize = 32, workers: o.Workers = None,
     per_sample: o.PerSample = False, task_classes: o.TaskClasses = None, task_seed: o.TaskSeed = 0,
@@ -212,8 +212,9 @@ def tune(
     checkpoint_kwargs: o.CheckpointKwargs = "{}", samples_per_class: o.Samples = 20,
     eval_samples_per_class: o.TuningSamples = None, held_out_samples_per_class: o.HeldOutSamples = None,
     classes: o.Classes = None, allow_fewer: o.AllowFewer = False, seed: o.Seed = 0, units: o.Units = None,
-    scope: o.Scope = "kind", absolute: o.Absolute = "pxp", device: o.Device = "auto", dtype: o.Dtype = "float32",
-    exact: o.Exact = False, graph: o.Graph = True, batch_size: o.BatchSize = 128, workers: o.Workers = None,
+    initial: o.Initial = "bounded", scope: o.Scope = "kind", absolute: o.Absolute = "pxp", device: o.Device = "auto",
+    dtype: o.Dtype = "float32", exact: o.Exact = False, graph: o.Graph = True, batch_size: o.BatchSize = 128,
+    workers: o.Workers = None,
 ) -> None:  # fmt: skip
     """Search for the composite whose scores prune best.
 

@@ -220,6 +220,7 @@ def tune(config: TuneConfig, say: Callable[[str], None]) -> str:
             space=space,
             seed=config.seed,
             units=config.units or None,
+            initial=config.initial,
             scope=config.scope,
             absolute=config.absolute,
             device=device,

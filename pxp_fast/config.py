@@ -58,7 +58,7 @@ class RunConfig(BaseModel):
     device: str = "auto"
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     exact: bool = False
-    initial: Literal["one", "logit", "bounded"] = "one"
+    initial: Literal["one", "logit", "bounded"] = "bounded"
     per_class: bool = False
     per_sample: bool = False
     until_stable: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()

@@ -197,7 +197,7 @@ Exact = Annotated[
 Initial = Annotated[
     Literal["one", "logit", "bounded"],
     typer.Option(
-        help="Relevance at the label's logit: 1, the logit, or 1 but for images whose logit is small.",
+        help="Relevance at the label's logit: 1 but for images whose logit is small, 1 as in PXP, or the logit.",
         rich_help_panel=_CHOICE,
     ),
 ]

@@ -44,6 +44,7 @@ def tune(
     space: Space | dict | None = None,
     seed: int = 0,
     units: Iterable[str] | None = None,
+    initial: str = "bounded",
     scope: str = "kind",
     absolute: str = "pxp",
     device: torch.device | str | None = None,
@@ -87,7 +88,7 @@ def tune(
         Where to look: a :class:`pxp_fast.tuning.space.Space`, or the mapping of one.
     seed
         Of the sampler: the same gives the same trials, in one process.
-    units, device, dtype, exact, graph, model_name
+    units, initial, device, dtype, exact, graph, model_name
         As for :func:`pxp_fast.score`.
     scope, absolute
         As for :func:`pxp_fast.plan`.
@@ -131,6 +132,7 @@ def tune(
         "judging_images": digest_of_images(judging),
         "held_out_images": digest_of_images(held_out),
         "units": list(kinds or ()),
+        "initial": initial,
         "scope": scope,
         "absolute": absolute,
         "dtype": str(dtype),
@@ -144,7 +146,7 @@ def tune(
         reference,
         splits,
         folder / "cache" / digest(scored_by),
-        scoring_options={"units": kinds, "device": device, "dtype": dtype, "exact": exact, "graph": graph,
+        scoring_options={"units": kinds, "initial": initial, "device": device, "dtype": dtype, "exact": exact, "graph": graph,
                          "model_name": made_for["model"]},
         plan_options={"scope": scope, "absolute": absolute},
         dtype=judging_dtype,

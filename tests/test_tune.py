@@ -306,6 +306,7 @@ def test_a_folder_of_another_search_is_refused(tmp_path):
         ({"objective": "top-pr"}, "objective"),
         ({"space": SPACE | {"magnitude": [True]}}, "search space"),
         ({"units": ["filter"]}, "units"),
+        ({"initial": "one"}, "initial"),
     ):
         with pytest.raises(OutputError, match=rf"holds a study with another {name} .*: give another folder with --out"):
             search(tmp_path, trials=1, **options)
@@ -390,7 +391,7 @@ def test_flops_left_of_a_transformer():
 def test_accuracy_at_a_flops_target(tmp_path):
     found = search(tmp_path, trials=3, objective="flops:0.6")
     model, count = classifier(), Flops(classifier(), Images(1).batches[0][0][:32])
-    scores = pxp.score(model, Images(1), composite=found.composite)
+    scores = pxp.score(model, Images(1), composite=found.composite, initial="bounded")
     plans = [pxp.plan(scores, step / 100, magnitude=found.best.magnitude) for step in range(100)]
     rate = next(step / 100 for step, plan in enumerate(plans) if count.fraction(plan) <= 0.6)
     with pxp.masked(model, pxp.plan(scores, rate, magnitude=found.best.magnitude)):

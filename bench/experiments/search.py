@@ -32,6 +32,7 @@ def tune(bench: Bench, subject: Subject) -> bool:
         out=bench.results / "tuning" / subject.name,
         trials=bench.trials,
         units=[subject.kind],
+        initial="one",
         judging_dtype=getattr(torch, bench.dtype),
         model_name=subject.network,
         say=lambda line: print(f"  {line}", flush=True),

@@ -151,8 +151,13 @@ def _header(scores: Sequence[Scores], weights: Sequence[float], how: str, first:
         {"criterion": one.header.criterion, "options": one.header.criterion_options, "weight": weight}
         for one, weight in zip(scores, weights, strict=True)
     ]
-    composite = next((one.header.composite for one in scores if one.header.composite), {})
+    relevance = next((one.header for one in scores if one.header.composite), first.header)
     options = {"how": how, "criteria": combined}
     return first.header.model_copy(
-        update={"criterion": COMBINATION, "criterion_options": options, "composite": composite}
+        update={
+            "criterion": COMBINATION,
+            "criterion_options": options,
+            "composite": relevance.composite,
+            "initial": relevance.initial,
+        }
     )
