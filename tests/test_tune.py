@@ -101,7 +101,30 @@ def test_objectives_of_hand_made_accuracies():
 def test_the_steps_of_an_objective_are_the_twenty_rates(name):
     steps = Objective.parse(name).steps()
     assert sorted(rate for step in steps for rate in step) == list(RATES)
-    assert all(max(step) - min(step) >= 0.7 for step in steps)
+    assert steps[0][0] == 0 and all(max(step) - min(step) >= 0.5 for step in steps)
+
+
+def test_top_pr_of_the_first_step_is_measured_against_the_unpruned_network():
+    objective = Objective("top-pr")
+    collapsed, good = ({rate: 0.1 if rate > last else 0.8 for rate in objective.steps()[0]} for last in (0.0, 0.6))
+    assert objective.value(collapsed) == 0 and objective.value(good) == 0.6
+
+
+def test_a_search_for_top_pr_gives_up_what_has_collapsed(tmp_path):
+    found = search(tmp_path, trials=16, objective="top-pr", seed=5)
+    pruned, model = [t for t in found.trials if t.state == "pruned"], classifier()
+    assert pruned
+    for trial in found.trials:
+        scores = pxp.score(model, Images(1), composite=pxp.Composite.from_mapping(trial.composite))
+        curve = pxp.sweep(model, scores, Images(2), magnitude=trial.magnitude)
+        kept = {rate for rate, accuracy in zip(RATES, curve.accuracies, strict=True)
+                if accuracy >= 0.95 * curve.accuracies[0]}  # fmt: skip
+        judged = set()
+        for step, value in zip(Objective("top-pr").steps(), trial.intermediate, strict=False):
+            judged |= set(step)
+            assert value == max(kept & judged)
+        if trial.state == "complete":
+            assert trial.value == max(kept)
 
 
 def test_what_is_found_is_what_scoring_and_sweeping_by_hand_find(whole):
