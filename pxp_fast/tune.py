@@ -83,7 +83,8 @@ def tune(
         95 % of the accuracy; ``"rate:0.5"``: accuracy with half of the units removed; ``"flops:0.5"``: accuracy at half
         of the FLOPs (:class:`pxp_fast.tuning.flops.Flops`).
     sampler
-        ``"tpe"``, ``"gp"`` (a Gaussian process) or ``"random"``.
+        ``"tpe"``; ``"gp"``, a Gaussian process, for which ten trials are drawn at random first (named composites count)
+        and none is given up; or ``"random"``.
     space
         Where to look: a :class:`pxp_fast.tuning.space.Space`, or the mapping of one.
     seed
@@ -154,17 +155,19 @@ def tune(
     )  # fmt: skip
     study = Study(folder, sampler, seed, made_for)
     uses = uses_of(model, judge.example, kinds)
-    presets, missing = _presets(space, uses)
+    flat = sampler == "gp"
+    presets, missing = _presets(space, uses, flat)
     study.enqueue(presets)
     with Worker(folder / "workers") as worker:
         while (trial := study.next(worker, trials)) is not None:
-            candidate = space.suggest(trial, uses)
+            candidate = space.suggest(trial, uses, flat)
             trial.set_user_attr("composite", candidate.composite.describe())
             trial.set_user_attr("magnitude", candidate.magnitude)
             _attempt(study, trial, candidate, judge, goal)
             say(_line(study, trial.number, goal))
     with locked(folder / ".conclusion.lock"):  # of several processes the last to end knows most
         best, epsilon = _best(study, judge, goal)
+        importance, importance_trials = study.importance()
         tuning = Tuning(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             objective=str(goal),
@@ -178,7 +181,8 @@ def tune(
             trials=tuple(_record(trial) for trial in study.finished()),
             missing_presets=tuple(missing),
             running=study.running(),
-            importance=study.importance(),
+            importance=importance,
+            importance_trials=importance_trials,
             environment=environment.describe(torch.device(device or next(model.parameters()).device)),
         )
         tuning.composite.save(folder / "best.json")
@@ -192,14 +196,14 @@ def require_extra() -> None:
         raise PxpError("tuning needs optuna; install it with: pip install 'pxp_fast[tune]'")
 
 
-def _presets(space: Space, uses: Uses) -> tuple[dict[str, dict[str, Any]], list[str]]:
+def _presets(space: Space, uses: Uses, flat: bool) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """The parameters of the named composites that the space holds, and the names of those that it does not."""
     from .tuning.space import Candidate
 
     found: dict[str, dict[str, Any]] = {}
     missing: list[str] = []
     for name in sorted(PRESETS, key=lambda name: name != "epsilon"):
-        parameters = space.parameters_of(Candidate(PRESETS[name], space.magnitude[0]), uses)
+        parameters = space.parameters_of(Candidate(PRESETS[name], space.magnitude[0]), uses, flat)
         if parameters is None:
             missing.append(name)
         elif parameters not in found.values():  # two that differ in what has no bearing here

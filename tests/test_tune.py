@@ -36,6 +36,7 @@ from pxp_fast.tuning.flops import Flops
 from pxp_fast.tuning.objective import Objective
 from pxp_fast.tuning.records import Tuning
 from pxp_fast.tuning.space import Candidate, Space, Uses, uses_of
+from pxp_fast.tuning.study import Study
 
 ROOT = Path(__file__).parents[1]
 SPACE = {"rules": ["epsilon"], "softmax": ["epsilon"], "stabilizer": [1e-6, 1e3]}
@@ -202,15 +203,57 @@ def test_a_seed_decides_the_trials_however_often_the_search_is_interrupted(whole
     assert other[0] == expected[0] and other[1:] != expected[1:3]
 
 
-def test_a_gaussian_process_samples_too(whole, tmp_path):
-    found = search(tmp_path, trials=12, sampler="gp", seed=5)  # the first ten are drawn at random
-    assert len(found.trials) == 12 and by_number(found)[10:] != by_number(whole[0])[10:12]
+def test_a_gaussian_process_proposes_every_parameter_from_the_eleventh_trial_on(tmp_path, monkeypatch):
+    proposed, sample = {}, optuna.samplers.GPSampler.sample_relative
+
+    def watched(self, study, trial, space):
+        proposed[trial.number] = sample(self, study, trial, space)
+        return proposed[trial.number]
+
+    monkeypatch.setattr(optuna.samplers.GPSampler, "sample_relative", watched)
+    space = {"rules": ["epsilon", "gamma"], "softmax": ["epsilon"], "stabilizer": [1e-6, 1e3]}
+    found = search(tmp_path, trials=13, sampler="gp", seed=5, space=space)
+    assert all(trial.state == "complete" for trial in found.trials)
+    for trial in found.trials[10:]:
+        assert proposed[trial.number] == trial.parameters and len(trial.parameters) >= 4
+        gammas = {name: value for name, value in trial.parameters.items() if name.endswith(".gamma")}
+        assert gammas
+        for name, value in gammas.items():
+            group = name.removesuffix(".gamma")
+            given = trial.composite[group]
+            if trial.parameters[f"{group}.rule"] == "gamma":
+                assert given["gamma"] == float(f"{value:.2g}")
+            else:
+                assert "gamma" not in given
+    assert not any(proposed.get(trial.number) for trial in found.trials[:10])
 
 
-def test_importance_is_a_share_of_each_parameter(whole):
-    shares = whole[0].importance
-    assert set(shares) == {"stabilizer", "magnitude"} and sum(shares.values()) == pytest.approx(1)
-    assert list(shares.values()) == sorted(shares.values(), reverse=True)
+def test_importance_is_that_of_all_trials_however_early_they_were_given_up(tmp_path):
+    study = Study(tmp_path, "random", 0, {})
+    with storage.Worker(tmp_path / "workers") as worker:
+        for _ in range(30):
+            trial = study.next(worker, 30)
+            near, far = trial.suggest_float("near", 0, 1), trial.suggest_float("far", 0, 1)
+            trial.report(near + 0.01 * far, 0)
+            study.tell(trial, 0.5 if trial.number < 5 else None)  # of equal values, or given up
+        shares, count = study.importance()
+        assert count == 30 and set(shares) == {"near", "far"} and sum(shares.values()) == pytest.approx(1)
+        assert list(shares) == ["near", "far"] and shares["near"] > 0.9
+        few = Study(tmp_path / "few", "random", 0, {})
+        for _ in range(19):
+            trial = few.next(worker, 19)
+            few.tell(trial, trial.suggest_float("near", 0, 1))
+        assert few.importance() == ({}, 19)
+
+
+def test_the_page_says_of_how_many_trials_importance_is(whole):
+    found = whole[0]
+    assert (len(found.trials), found.importance, found.importance_trials) == (16, {}, 16)
+    html = page.render(found, "pxp-fast tune")
+    assert "16 trials are too few to tell which parameters matter; it takes 20" in html
+    shares = found.model_copy(update={"importance": {"stabilizer": 0.9, "magnitude": 0.1}, "importance_trials": 31})
+    html = page.render(shares, "pxp-fast tune")
+    assert "too few to tell" not in html and "over all 31 trials, each by the rates that it was judged at first" in html
 
 
 def test_hopeless_trials_are_given_up(whole):
