@@ -12,19 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import figures
 from bench.readme import ROOT
 from pxp_fast.files import atomic_write
 
-from . import claims, results
+from . import claims, plots, results
 from .methods import BY_NAME, METHODS, SUBJECTS, Method, methods_of
 
 START, END = "<!-- results: made by `python -m bench.experiments.page` -->", "<!-- end of results -->"
-SHOWN = ("tuned", "tuned_bounded", "epsilon", "epsilon_bounded", "taylor", "activation", "magnitude", "random")
-COLOURS = dict(
-    zip(SHOWN, ("#0b6e69", "#074543", "#2f9e8f", "#7fc8bd", "#c77f1b", "#b4436c", "#5461a8", "#9aa5b1"), strict=True)
-)
 Records = dict[str, dict[str, Any]]
+_SAYS = {1: "better", 0: "undecided", -1: "worse"}
 _BASELINES = (
     "In brackets the difference of A_PR, ± standard error: over the same tasks of three classes, or, where these are "
     "not measured, with all ten classes, where the error is that of the images. Each row names every LRP of the tables."
@@ -58,6 +54,7 @@ def section(records: Records, weights: Records) -> str:
     if tuned:
         parts += ["### Optimised composites", tuned_table(tuned)]
     parts += ["### The paper's claims", claim_table(records)]
+    parts += ["### Bounded initial relevance beside 1 at every logit", initial_table(records)]
     parts += ["### Where magnitude, activation or chance beats LRP", baseline_table(records), _BASELINES]
     parts += [machine(records)]
     return "\n\n".join(part for part in parts if part)
@@ -177,20 +174,10 @@ def reference_table(records: Records) -> str:
             lines = ["| images per class | | " + " | ".join(map(str, record["counts"])) + " |"]
             lines.append("|---|---|" + "---:|" * len(record["counts"]))
         for name in (method.name for method in METHODS if method.name in record["cells"]):
-            for measure, values in reference_curves(record, name).items():
+            for measure, values in results.reference_curves(record, name).items():
                 cells = " | ".join(str(value) for value in values)
                 lines.append(f"| {subject.title}: {BY_NAME[name].title} | {measure} | {cells} |")
     return "\n".join(lines)
-
-
-def reference_curves(record: dict[str, Any], name: str) -> dict[str, list[results.Estimate]]:
-    """A_PR and agreement at every number of reference images."""
-    cell = record["cells"][name]
-    rows = [{"correct": cell["correct"][str(n)], "total": cell["total"]} for n in record["counts"]]
-    return {
-        "A_PR": [results.estimate(results.a_pr(row, record["rates"])) for row in rows],
-        "agreement": [results.estimate(cell["overlap"][str(n)]) for n in record["counts"]],
-    }
 
 
 def tuned_table(found: Records) -> str:
@@ -231,8 +218,9 @@ def claim_table(records: Records) -> str:
             "",
             "Differences of A_PR over the same tasks of three classes, ± standard error, unless said otherwise. A "
             "claim holds where the number is more than two standard errors on its side of the threshold (0, unless the "
-            "claim names another), and fails where it is as far on the other side; between, nothing is decided. A claim "
-            "about several rivals holds where it holds beside each of them; the one shown is the hardest to beat.",
+            "claim names another), and fails where it is as far on the other side; between, nothing is decided. A "
+            "claim about several rivals holds where it holds beside each of them; the one shown is the hardest to "
+            "beat.",
         ]
     )
 
@@ -256,6 +244,18 @@ def baseline_table(records: Records) -> str:
     return "\n".join(lines) if len(lines) > 2 else "Not measured."
 
 
+def initial_table(records: Records) -> str:
+    """What bounded initial relevance changes, by itself and with the composite searched for from it."""
+    names = [(name, f"{name}_bounded") for name in ("epsilon", "tuned")]
+    lines = ["| | " + " | ".join(BY_NAME[before].title for before, _ in names) + " |", "|---" * (1 + len(names)) + "|"]
+    for subject in SUBJECTS:
+        gaps = [claims.paired(records, subject, after, before) for before, after in names]
+        if any(gap is not None for gap in gaps):
+            cells = ("" if gap is None else f"{claims.signed(gap)} ({_SAYS[gap.side()]})" for gap in gaps)
+            lines.append(f"| {subject.title} | {' | '.join(cells)} |")
+    return "\n".join(lines) if len(lines) > 2 else "Not measured."
+
+
 def baseline_row(title: str, gaps: dict[Method, results.Estimate]) -> str:
     cells = (
         "; ".join(f"{method.title} ({claims.signed(gap)})" for method, gap in gaps.items() if gap.side() == side)
@@ -272,74 +272,6 @@ def machine(records: Records) -> str:
         for about in results.makers(record)
     }
     return f"*Made on {'; '.join(sorted(found))}. Raw results: `bench/results/experiments/`.*" if found else ""
-
-
-def draw_curves(records: Records, experiment: str, path: Path) -> None:
-    """Mean accuracy against the fraction of units removed, a panel for each subject."""
-    subjects = [subject for subject in SUBJECTS if f"{experiment}_{subject.name}" in records]
-    pyplot = figures.style()
-    figure, axes = pyplot.subplots(
-        1, len(subjects), figsize=(2.7 * len(subjects) + 1, 2.9), sharey=True, squeeze=False, layout="constrained"
-    )
-    for axis, subject in zip(axes[0], subjects, strict=True):
-        record = records[f"{experiment}_{subject.name}"]
-        for name in (name for name in SHOWN if name in record["cells"]):
-            cell = record["cells"][name]
-            columns = list(zip(*cell["correct"], strict=True))
-            values = [results.estimate([100 * right / cell["total"] for right in column]) for column in columns]
-            rates = [100 * rate for rate in record["rates"]]
-            axis.plot(rates, [v.mean for v in values], color=COLOURS[name], lw=1.6, label=BY_NAME[name].title)
-            low, high = zip(*((v.mean - (v.error or 0), v.mean + (v.error or 0)) for v in values), strict=True)
-            axis.fill_between(rates, low, high, color=COLOURS[name], alpha=0.2, lw=0)
-        axis.set(title=subject.title, xlabel="units removed (%)", xlim=(0, 95), ylim=(0, 100))
-        _plain(axis)
-    axes[0, 0].set_ylabel("accuracy (%)")
-    _finish(pyplot, figure, axes[0], path)
-
-
-def draw_references(records: Records, path: Path) -> None:
-    """A_PR above, agreement of two draws below, against reference images per class."""
-    subjects = [subject for subject in SUBJECTS if f"references_{subject.name}" in records]
-    pyplot = figures.style()
-    figure, axes = pyplot.subplots(
-        2,
-        len(subjects),
-        figsize=(2.7 * len(subjects) + 1, 4.4),
-        sharex=True,
-        sharey="row",
-        squeeze=False,
-        layout="constrained",
-    )
-    for column, subject in zip(axes.T, subjects, strict=True):
-        record = records[f"references_{subject.name}"]
-        for name in (name for name in SHOWN if name in record["cells"]):
-            for axis, values in zip(column, reference_curves(record, name).values(), strict=True):
-                means, errors = [v.mean for v in values], [v.error or 0 for v in values]
-                label = BY_NAME[name].title
-                axis.errorbar(record["counts"], means, errors, color=COLOURS[name], lw=1.6, capsize=2, label=label)
-        column[0].set_title(subject.title)
-        column[1].set(xlabel="reference images per class", xscale="log", ylim=(0, 1))
-        column[1].set_xticks(record["counts"], map(str, record["counts"]))
-        column[1].minorticks_off()
-        for axis in column:
-            _plain(axis)
-    axes[0, 0].set_ylabel("A_PR")
-    axes[1, 0].set_ylabel("agreement")
-    _finish(pyplot, figure, axes[0], path)
-
-
-def _plain(axis: Any) -> None:
-    axis.grid(color="#d9dee3", lw=0.6)
-    axis.spines[["top", "right"]].set_visible(False)
-
-
-def _finish(pyplot: Any, figure: Any, axes: Any, path: Path) -> None:
-    """One legend for all panels, below them; the file."""
-    named = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
 
 
 def with_section(page: str, text: str) -> str:
@@ -359,9 +291,9 @@ def main(root: Path = ROOT) -> int:
         temporary.write_text(written)
     for experiment in ("three", "all"):
         if any(name.startswith(f"{experiment}_") for name in records):
-            draw_curves(records, experiment, root / "docs" / f"pxp_{experiment}.svg")
+            plots.draw_curves(records, experiment, root / "docs" / f"pxp_{experiment}.svg")
     if any(name.startswith("references_") for name in records):
-        draw_references(records, root / "docs" / "pxp_references.svg")
+        plots.draw_references(records, root / "docs" / "pxp_references.svg")
     print(page.relative_to(root))
     return 0
 

@@ -141,6 +141,16 @@ def top_pr(cell: dict[str, Any], rates: Sequence[float]) -> list[float]:
     return [curve.top_pr for curve in curves(cell, rates)]
 
 
+def reference_curves(record: dict[str, Any], name: str) -> dict[str, list[Estimate]]:
+    """A_PR and agreement at every number of reference images."""
+    cell = record["cells"][name]
+    rows = [{"correct": cell["correct"][str(n)], "total": cell["total"]} for n in record["counts"]]
+    return {
+        "A_PR": [estimate(a_pr(row, record["rates"])) for row in rows],
+        "agreement": [estimate(cell["overlap"][str(n)]) for n in record["counts"]],
+    }
+
+
 def difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
     """Mean difference of repetitions that belong together, pair by pair."""
     return estimate([a - b for a, b in zip(ours, theirs, strict=True)])

@@ -18,7 +18,8 @@ from .methods import Subject
 def tune(bench: Bench, subject: Subject, initial: str) -> bool:
     """Search with all classes for the composite of the best A_PR, and keep it beside the results.
 
-    Relevance starts as `initial` says. Reference images are those of the main experiments; `bench.tuning` other training images per class judge.
+    Relevance starts as `initial` says. Reference images are those of the main experiments; `bench.tuning` other
+    training images per class judge.
     """
     from pxp_fast.tune import tune as search
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import pxp_fast as pxp
-from bench.experiments import claims, data, page, results, run
+from bench.experiments import claims, data, page, plots, results, run
 from bench.experiments.measure import Bench
 from bench.experiments.methods import BY_NAME, METHODS, SUBJECTS
 from bench.experiments.networks import NETWORKS
@@ -324,6 +324,12 @@ def test_where_a_baseline_beats_relevance_is_listed(records):
     assert page.baseline_table({}) == "Not measured."
 
 
+def test_bounded_initial_relevance_is_shown_beside_1(records):
+    records["three_vit_head"]["cells"]["epsilon_bounded"] = {"correct": [steps(12), steps(14), steps(13)], "total": 100}
+    assert page.initial_table(records).splitlines()[2:] == ["| ViT, heads | +0.100 ± 0.000 (better) |  |"]
+    assert page.initial_table({}) == "Not measured."
+
+
 def test_bold_is_whatever_cannot_be_told_from_the_best(records):
     three, whole = records["three_vit_head"]["cells"], records["all_vit_head"]["cells"]
     three["taylor"] = {"correct": [steps(17), steps(12), steps(17)], "total": 100}
@@ -383,5 +389,5 @@ def test_the_page_in_the_tree_is_what_the_results_make():
 
 
 def test_methods_have_names_of_their_own_and_plots_show_known_ones():
-    assert len(BY_NAME) == len(METHODS) and set(page.SHOWN) <= set(BY_NAME)
+    assert len(BY_NAME) == len(METHODS) and set(plots.SHOWN) <= set(BY_NAME)
     assert set(run.STUDIED) | set(claims.BASELINES) <= set(BY_NAME)
