@@ -28,11 +28,13 @@ from pxp_fast.demo.networks import ViT
 from pxp_fast.errors import OutputError, PlanError, PxpError
 from pxp_fast.evaluate import RATES
 from pxp_fast.loader import Loader
+from pxp_fast.lrp import capture
 from pxp_fast.lrp.composites import PRESETS
 from pxp_fast.lrp.registry import RULES
 from pxp_fast.report import tuning as page
 from pxp_fast.tuning import storage
 from pxp_fast.tuning.flops import Flops
+from pxp_fast.tuning.identity import digest_of_graph, digest_of_images
 from pxp_fast.tuning.objective import Objective
 from pxp_fast.tuning.records import Tuning
 from pxp_fast.tuning.space import Candidate, Space, Uses, uses_of
@@ -183,6 +185,26 @@ def test_nothing_is_scored_or_judged_twice(tmp_path):
     assert reference.read == 2 * (1 + 1) + len(reference)
     assert judging.read == read + 1
     assert files(tmp_path / "cache", "safetensors") == scored and files(tmp_path / "cache", "json") == judged
+
+
+def test_searches_that_share_a_cache_repeat_no_attribution_and_no_judgement(tmp_path):
+    reference, judging = Images(1), Images(2)
+    common = {"trials": 6, "space": SPACE | {"stabilizer": [1e-6, 1e-6]}, "cache": tmp_path / "cache"}
+    first = search(tmp_path / "one", reference=reference, judging=judging, **common)
+    scored, judged = files(tmp_path / "cache", "safetensors"), files(tmp_path / "cache", "json")
+    assert len(scored) == 1 and not (tmp_path / "one" / "cache").exists()
+    read = reference.read, judging.read
+    second = search(tmp_path / "two", reference=reference, judging=judging, objective="top-pr", **common)
+    assert second.epsilon.tuning.accuracies == first.epsilon.tuning.accuracies
+    assert (reference.read, judging.read) == (read[0] + 1 + 1, read[1] + 1)
+    assert files(tmp_path / "cache", "safetensors") == scored and files(tmp_path / "cache", "json") == judged
+    # Other images that judge need no other scores, and have counts of their own.
+    third = search(tmp_path / "three", reference=Images(1), judging=Images(7), **common)
+    assert files(tmp_path / "cache", "safetensors") == scored
+    scores = pxp.score(classifier(), Images(1))
+    assert third.epsilon.tuning.accuracies == pxp.sweep(classifier(), scores, Images(7)).accuracies
+    search(tmp_path / "four", reference=Images(8), judging=Images(2), **common)
+    assert len(files(tmp_path / "cache", "safetensors")) == 2
 
 
 def test_damaged_files_of_the_cache_are_made_again(tmp_path):
@@ -381,7 +403,50 @@ def test_a_folder_of_another_search_is_refused(tmp_path):
         model[0].weight[0] += 1
     with pytest.raises(OutputError, match="another weights"):
         pxp.tune(model, Images(1), Images(2), held_out=Images(3), out=tmp_path, space=SPACE, model_name="small")
+    other = classifier()
+    other[1] = nn.Sigmoid()  # the very same parameters
+    with pytest.raises(OutputError, match="another architecture"):
+        pxp.tune(other, Images(1), Images(2), held_out=Images(3), out=tmp_path, space=SPACE, model_name="small")
     assert len(Tuning.load(tmp_path / "tune.json").trials) == 1
+
+
+class Halved(nn.Module):
+    """What it does to its logits is in no module's description."""
+
+    def __init__(self, halve):
+        super().__init__()
+        self.own, self.halve = classifier(), halve
+
+    def forward(self, x):
+        return self.own(x) / 2 if self.halve else self.own(x).tanh()
+
+
+def test_networks_are_told_apart_by_what_they_compute():
+    digests = [digest_of_graph(capture(Halved(halve), torch.zeros(2, 3, 12, 12))) for halve in (True, False, True)]
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_every_batch_of_a_list_counts():
+    batches = Images(1).batches
+    other = [batches[0], (batches[1][0], batches[1][1].flip(0))]
+    assert digest_of_images(batches) == digest_of_images(list(Images(1)))
+    assert len({digest_of_images(found) for found in (batches, other, batches[:1], batches[::-1])}) == 4
+
+
+@pytest.mark.parametrize("part", ["judging", "held_out"])
+def test_lists_that_share_an_image_are_refused(tmp_path, part):
+    parts = {name: Images(seed).batches for seed, name in enumerate(("reference", "judging", "held_out"), 1)}
+    generator = torch.Generator().manual_seed(9)
+    pixels = torch.cat([torch.randn(3, 3, 12, 12, generator=generator), parts["reference"][1][0][5:7]])
+    parts[part] = [*parts[part], (pixels, torch.zeros(5, dtype=torch.int64))]
+    what = {"judging": "judge", "held_out": "are held out"}[part]
+    with pytest.raises(PxpError, match=f"2 of the images that {what} are also among those that score"):
+        search(tmp_path, **parts)
+    same = Images(4)
+    with pytest.raises(PxpError, match=f"some of the images that {what} are also among those that score"):
+        search(tmp_path, reference=same, **{part: same})
+    with pytest.raises(PxpError, match=f"some of the images that {what} are also among those that score"):
+        search(tmp_path, reference=Images(4), **{part: same})
 
 
 def test_images_that_judge_must_not_score(tmp_path):
@@ -468,9 +533,9 @@ def test_accuracy_at_a_flops_target(tmp_path):
 
 
 def test_only_layers_that_relevance_passes_have_parameters():
-    uses = uses_of(tiny(), torch.zeros(2, 3, 16, 16), None)
+    uses = uses_of(capture(tiny(), torch.zeros(2, 3, 16, 16)), None)
     assert uses == Uses(("fully_connected",), False, ("4",))  # below the only convolution there is no unit
-    vit = uses_of(network("vit"), torch.zeros(2, 1, 28, 28), ("head",))
+    vit = uses_of(capture(network("vit"), torch.zeros(2, 1, 28, 28)), ("head",))
     assert vit.softmax and "patch_embed.proj" not in vit.modules and "blocks.5.attn.proj" in vit.modules
     assert "blocks.0.attn.qkv" not in vit.modules  # the first heads are above it
 

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pydantic
-import torch
-from torch import fx, nn
+from torch import fx
 
 from ..errors import PxpError
 from ..finding import find_units
-from ..lrp import Composite, capture
+from ..lrp import Composite
 from ..lrp.dispatch import receivers
 from ..lrp.graph import Captured, module_of, packet
 from ..lrp.groups import groups as groups_of
@@ -194,9 +193,8 @@ class Uses(NamedTuple):
         return any(fnmatch.fnmatchcase(module, pattern) for module in self.modules)
 
 
-def uses_of(model: nn.Module, example: torch.Tensor, kinds: tuple[str, ...] | None) -> Uses:
+def uses_of(captured: Captured, kinds: tuple[str, ...] | None) -> Uses:
     """Find what bears on the scores: only layers that pass relevance on to units below them have a say."""
-    captured = capture(model, example)
     passing = _passing(captured, {site.node for site in find_units(captured, kinds)})
     layers = {node: group for node, group in groups_of(captured).items() if node in passing}
     softmax = any("softmax" in packet(node) or "attention" in packet(node) for node in passing)
