@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..budget_search import rate_leaving
-from ..errors import DataError
 from ..evaluate import evaluate_plans
 from ..lrp import Composite
 from ..plan import Plan, plan
@@ -35,6 +33,10 @@ class Judge:
         The images that score.
     splits
         The sets of images that judge, by name: ``"tuning"``, ``"held-out"``.
+    cache
+        Where scores and judgements are kept.
+    example
+        The first images that score, ``[N, C, H, W]``.
     scoring_options, plan_options
         For :func:`pxp_fast.score` and :func:`pxp_fast.plan`.
     dtype
@@ -46,15 +48,16 @@ class Judge:
         model: nn.Module,
         reference: Batches,
         splits: dict[str, Batches],
-        folder: Path,
+        cache: Cache,
         *,
+        example: Tensor,
         scoring_options: dict[str, Any],
         plan_options: dict[str, Any],
         dtype: torch.dtype | None = None,
         progress: Track | None = None,
     ) -> None:
         self.model, self.reference, self.splits = model, reference, splits
-        self.cache = Cache(folder)
+        self.cache, self.example = cache, example
         self.scoring_options, self.plan_options = scoring_options, plan_options
         self.dtype, self.progress = dtype, progress
 
@@ -106,11 +109,3 @@ class Judge:
     def slimmer(self) -> Slimmer:
         """Of the network."""
         return Slimmer(self.model, self.example[:2].to(next(self.model.parameters())))
-
-    @functools.cached_property
-    def example(self) -> Tensor:
-        """The first images that score, ``[N, C, H, W]``."""
-        first = next(iter(self.reference), None)
-        if first is None:
-            raise DataError("the reference set is empty, so there is nothing to score; check the folder and classes")
-        return first[0]
