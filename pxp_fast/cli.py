@@ -65,7 +65,7 @@ def run(
     keep_classes: o.KeepClasses = None, forget_classes: o.ForgetClasses = None,
     budget_params: o.BudgetParams = None, budget_flops: o.BudgetFlops = None,
     budget_latency: o.BudgetLatency = None, batch: o.Batch = 1, max_drop: o.MaxDrop = None, steps: o.Steps = 1,
-    round_to: o.RoundTo = None,
+    round_to: o.RoundTo = None, coupling: o.Coupling = "mean",
     order: o.Order = "least", scope: o.Scope = "kind", magnitude: o.Magnitude = True, absolute: o.Absolute = "pxp",
     random_seeds: o.RandomSeeds = 5, heatmaps: o.HeatMapCount = 6, device: o.Device = "auto",
     dtype: o.Dtype = "float32", exact: o.Exact = False, graph: o.Graph = True, batch_size: o.BatchSize = 32,
@@ -122,6 +122,7 @@ def plan(
         typer.Option(help="Labels whose images alone count, of scores made with --per-class.", metavar="LIST"),
     ] = None,
     keep_classes: o.KeepClasses = None, forget_classes: o.ForgetClasses = None, round_to: o.RoundTo = None,
+    coupling: o.Coupling = "mean",
     budget_params: o.BudgetParams = None, budget_flops: o.BudgetFlops = None,
     budget_latency: o.BudgetLatency = None, batch: o.Batch = 1, max_drop: o.MaxDrop = None,
     model: Annotated[

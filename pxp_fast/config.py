@@ -34,7 +34,9 @@ class RunConfig(BaseModel):
     stable_overlap : the fraction of the units removed that must stay the same for that.
     graph : on a GPU, record the scoring of a batch once and replay it.
     slim : cut out of the network what the plan removes, and measure what that saves; else it has masks alone.
-    units : kinds that may be removed, none: all; with "removable" only what can be cut out alone.
+    units : kinds that may be removed, none: all; with "removable" only what can be cut out alone, with "coupled"
+        also what can be cut out together.
+    coupling : how the scores of what is cut out together become one.
     rate : the fraction of the units that the plan removes, in [0, 1), where there is no budget.
     budget_params, budget_flops : what is to be left at most, a fraction or a number, see :func:`pxp_fast.plan_for`.
     budget_latency : the same, in milliseconds or with a % sign, for `batch` images at a time.
@@ -78,7 +80,8 @@ class RunConfig(BaseModel):
     composite: str = "epsilon"
     keep_classes: tuple[int, ...] = ()
     forget_classes: tuple[int, ...] = ()
-    units: tuple[Literal["filter", "neuron", "head", "removable"], ...] = ()
+    units: tuple[Literal["filter", "neuron", "head", "removable", "coupled"], ...] = ()
+    coupling: Literal["mean", "sum", "max"] = "mean"
     rate: float = Field(0.3, ge=0, lt=1)
     budget_params: float | None = Field(None, gt=0)
     budget_flops: float | None = Field(None, gt=0)

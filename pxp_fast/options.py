@@ -131,10 +131,15 @@ Rate = Annotated[
 Units = Annotated[
     str | None,
     typer.Option(
-        help="Kinds of unit: filter, neuron, head; 'removable': only what can be cut out alone. Default: all.",
+        help="Kinds of unit: filter, neuron, head; 'removable': only what can be cut out alone; 'coupled': also what "
+        "can be cut out together. Default: all; of run 'coupled', which makes the network smallest.",
         metavar="LIST",
         rich_help_panel=_CHOICE,
     ),
+]
+Coupling = Annotated[
+    Literal["mean", "sum", "max"],
+    typer.Option(help="How the scores of coupled units become one.", rich_help_panel=_CHOICE),
 ]
 Criterion = Annotated[
     str,

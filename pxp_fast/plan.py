@@ -132,6 +132,7 @@ def plan(
     slimmer: Slimmer | None = None,
     round_to: int | None = None,
     after: Plan | None = None,
+    coupling: str = "mean",
 ) -> Plan:
     """Choose the units to remove: of the N units of each kind the ``int(N * rate)`` least relevant, over all layers.
 
@@ -141,7 +142,9 @@ def plan(
         Fraction of units to remove, in [0, 1).
     units
         Kinds that may be removed; None: all that were scored. With ``"removable"``, of these (or of all) only units
-        that can be cut out of the model alone, which needs `slimmer`; rates are then fractions of these.
+        that can be cut out of the model alone, which needs `slimmer`; rates are then fractions of these. With
+        ``"coupled"`` also what can be cut out together (the filters of all branches of a residual sum that write the
+        same channel), ranked and removed as one.
     scope
         Which units are ranked among each other, and of which therefore the same `rate` is removed. ``"kind"``: filters,
         neurons, heads, because relevance of different kinds is not comparable; ``"global"``: all;
@@ -162,6 +165,9 @@ def plan(
     after
         A plan whose units are removed before any others, and count as part of `rate`.
 
+    coupling
+        How the scores of coupled units become one: ``"mean"``, ``"sum"`` or ``"max"``.
+
     Raises
     ------
     PlanError
@@ -174,7 +180,8 @@ def plan(
     """
     _check_norm(norm)
     options = {"units": units, "scope": scope, "order": order, "seed": seed, "magnitude": magnitude}
-    ranking = Ranking(scores, absolute=absolute, slimmer=slimmer, round_to=round_to, after=after, **options)
+    options |= {"absolute": absolute, "slimmer": slimmer, "round_to": round_to, "after": after, "coupling": coupling}
+    ranking = Ranking(scores, **options)
     made = {"rate": rate, "order": order, "scope": scope, "seed": seed, "norm": norm, "round_to": round_to}
     return plan_of(scores, ranking, ranking.at_rate(rate), **made)
 

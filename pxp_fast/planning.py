@@ -14,7 +14,7 @@ from .config import RunConfig
 from .latency import side_by_side
 from .plan import Plan
 from .plan import plan as make_plan
-from .ranking import REMOVABLE, rounding
+from .ranking import COUPLED, REMOVABLE, rounding
 from .scores import Scores
 from .slim import Slimmer
 
@@ -59,9 +59,9 @@ class Planner:
 
     def options(self) -> dict[str, object]:
         """What plans at any rate take from the options."""
-        options = {name: getattr(self.config, name) for name in ("scope", "magnitude", "absolute")}
+        options = {name: getattr(self.config, name) for name in ("scope", "magnitude", "absolute", "coupling")}
         options["units"] = self.config.units or None
-        if REMOVABLE in self.config.units:
+        if cuts(self.config):
             options["slimmer"] = self.slimmer
         return options
 
@@ -113,9 +113,14 @@ def budget_of(config: RunConfig) -> Budget:
 
 def looks_at_model(config: RunConfig) -> bool:
     """Whether plans by these options depend on more than scores."""
-    return REMOVABLE in config.units or budget_of(config).of != "rate"
+    return cuts(config) or budget_of(config).of != "rate"
 
 
 def scored_kinds(config: RunConfig) -> tuple[str, ...] | None:
     """The kinds of units to score; None: all."""
-    return tuple(kind for kind in config.units if kind != REMOVABLE) or None
+    return tuple(kind for kind in config.units if kind not in (REMOVABLE, COUPLED)) or None
+
+
+def cuts(config: RunConfig) -> bool:
+    """Whether only units may go that can be cut out."""
+    return REMOVABLE in config.units or COUPLED in config.units

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from .slim import Slimmer
 
 ORDERS = ("least", "most", "random")
-REMOVABLE = "removable"
+REMOVABLE, COUPLED = "removable", "coupled"
+COUPLINGS = ("sum", "mean", "max")
 _VECTOR = 32  # bytes
 
 
@@ -33,15 +34,15 @@ class Ranking:
         Leave at least one unit in every layer, as where `slimmer` or `round_to` is given.
     after
         A plan whose units go first.
-    units, scope, order, seed, magnitude, absolute, slimmer, round_to
+    units, scope, order, seed, magnitude, absolute, slimmer, round_to, coupling
         See :func:`pxp_fast.plan`.
 
     Attributes
     ----------
     kinds
         That may go.
-    alone
-        Whether only units may go that can be cut out alone.
+    alone, coupled
+        Whether only units may go that can be cut out; and whether what can only be cut out together is ranked as one.
     order
         ``[n]``: positions of the units that may go; the first go first. Of each pool of the scope the same fraction is
         gone at any time.
@@ -69,15 +70,17 @@ class Ranking:
         slimmer: Slimmer | None = None,
         round_to: int | None = None,
         after: Plan | None = None,
+        coupling: str = "mean",
         keep_layers: bool = False,
     ) -> None:
-        for name, value, allowed in (("order", order, ORDERS), ("scope", scope, SCOPES)):
+        choices = (("order", order, ORDERS), ("scope", scope, SCOPES), ("coupling", coupling, COUPLINGS))
+        for name, value, allowed in choices:
             if value not in allowed:
                 raise PlanError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")
         if round_to is not None and (not isinstance(round_to, int) or round_to < 1):
             raise PlanError(f"round_to is {round_to!r}; give a whole number, such as 8, or None")
         self.groups = scores.units
-        self.kinds, self.alone = kinds_of(scores, units)
+        self.kinds, self.alone, self.coupled = kinds_of(scores, units)
         self.round_to = round_to or 1
         self.keep_layers = keep_layers or self.alone or round_to is not None
         allowed = torch.cat([torch.full((g.count,), g.kind in self.kinds) for g in self.groups])
@@ -85,13 +88,17 @@ class Ranking:
         if self.alone:
             if slimmer is None:
                 raise PlanError(
-                    "which units are removable depends on the model: pass slimmer=Slimmer(model, example), or leave "
-                    f"{REMOVABLE!r} out of the units"
+                    "which units can be cut out depends on the model: pass slimmer=Slimmer(model, example), or leave "
+                    f"{REMOVABLE!r} and {COUPLED!r} out of the units"
                 )
-            found = slimmer.removable(self.groups)
-            allowed &= torch.cat([found[group.name] for group in self.groups])
+            found = slimmer.coupled(self.groups) if self.coupled else slimmer.removable(self.groups)
+            classes = torch.cat([found[group.name] for group in self.groups])
+            allowed &= classes >= 0 if self.coupled else classes
             self.parts = slimmer.parts(self.groups)
         values = scores.values(magnitude=magnitude, absolute=absolute)
+        if self.coupled:
+            self.classes = classes
+            values = together(values, classes, coupling)
         if order == "random":
             values = torch.rand(values.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         self.largest = order == "most"
@@ -134,7 +141,13 @@ class Ranking:
         for group, gone, places in zip(self.groups, self.split(formed), self.split(self.places), strict=True):
             if bool(gone.any()):
                 gone.copy_(self._formed(group, gone, places))
-        return formed
+        return formed & ~self._divided(formed)
+
+    def _divided(self, removed: Tensor) -> Tensor:
+        """The units of classes some of which stay: the others would only become zeros."""
+        if not self.coupled:
+            return torch.zeros_like(removed)
+        return torch.isin(self.classes, self.classes[~removed & (self.classes >= 0)])
 
     def split(self, values: Tensor) -> tuple[Tensor, ...]:
         """Views of the parts of ``[U]`` that belong to each group."""
@@ -168,6 +181,19 @@ class Ranking:
         return order, places
 
 
+def together(values: Tensor, classes: Tensor, how: str) -> Tensor:
+    """Each unit's value replaced by the sum, mean or max over its class; classes ``[U]``, -1: none."""
+    inside = classes >= 0
+    _, own = classes[inside].unique(return_inverse=True)
+    count = int(own.max()) + 1 if len(own) else 0
+    start = -torch.inf if how == "max" else 0.0
+    reduce = {"sum": "sum", "mean": "mean", "max": "amax"}[how]
+    joined = values.new_full((count,), start).scatter_reduce_(0, own, values[inside], reduce, include_self=how == "sum")
+    found = values.clone()
+    found[inside] = joined[own]
+    return found
+
+
 def rounding(dtype: torch.dtype = torch.float32) -> int:
     """The number of channels whose multiples hardware likes: 8 in float32, 16 in half precision.
 
@@ -177,14 +203,15 @@ def rounding(dtype: torch.dtype = torch.float32) -> int:
     return _VECTOR // dtype.itemsize
 
 
-def kinds_of(scores: Scores, units: str | Iterable[str] | None) -> tuple[list[str], bool]:
-    """The kinds that units may be removed of, and whether only units that can be cut out alone."""
+def kinds_of(scores: Scores, units: str | Iterable[str] | None) -> tuple[list[str], bool, bool]:
+    """The kinds that units may be removed of, whether only what can be cut out, and whether what is coupled as one."""
     given = set((units,) if isinstance(units, str) else units or ())
     scored = [kind for kind in KINDS if any(group.kind == kind for group in scores.units)]
-    if missing := given - {REMOVABLE, *scored}:
+    if missing := given - {REMOVABLE, COUPLED, *scored}:
         raise PlanError(f"units {sorted(missing)} were not scored; the scores hold {', '.join(scored)}")
     wanted = [kind for kind in scored if kind in given]
-    return (wanted or scored if not given or REMOVABLE in given else wanted), REMOVABLE in given
+    cut = not given.isdisjoint((REMOVABLE, COUPLED))
+    return (wanted or scored if not given or cut else wanted), cut, COUPLED in given
 
 
 def _channels(group: UnitGroup) -> int:

@@ -16,7 +16,7 @@ from .lrp import capture
 from .lrp.graph import Captured
 from .masks import apply_mask, masked_tensors
 from .plan import Plan, PlannedGroup
-from .slimming import removable
+from .slimming import coupled, removable
 from .slimming.compare import difference, problem, tolerance
 from .slimming.costs import Costs, costs
 from .slimming.coupling import Coupling
@@ -62,6 +62,13 @@ class Slimmer:
         every group is cut out; see :meth:`parts`.
         """
         return removable.removable(self, self._groups(groups))
+
+    def coupled(self, groups: Iterable[UnitGroup] | None = None) -> dict[str, Tensor]:
+        """For each group the class of each unit, int64 ``[count]``: what has the same can be cut out together.
+
+        -1: not even then.
+        """
+        return coupled.coupled(self, self._groups(groups))
 
     def parts(self, groups: Iterable[UnitGroup] | None = None) -> dict[str, Tensor]:
         """For each group that must lose as many units of each of several parts, the part of each, int64 ``[count]``."""

@@ -31,7 +31,7 @@ def removable(slimmer: Slimmer, groups: Sequence[UnitGroup]) -> dict[str, Tensor
     can go alone where the network then can do without the class. Many classes are tried at a time, as long as no
     layer loses more than half of its units.
     """
-    classes = [_classes(slimmer, group) for group in groups]
+    classes = [classes_of(slimmer, group) for group in groups]
     held: dict[int, list[Member]] = defaultdict(list)
     for position, of_units in enumerate(classes):
         for unit, own in enumerate(of_units):
@@ -55,8 +55,8 @@ def removable(slimmer: Slimmer, groups: Sequence[UnitGroup]) -> dict[str, Tensor
     alone: dict[tuple[tuple[int, ...], int], bool] = {}
     while waiting:
         chosen, waiting = _next_round(waiting, held, groups)
-        plan = _plan(groups, [held[one][index] for _, index, one in chosen])
-        removal = _Uneven(slimmer.masked(plan), slimmer.coupling)
+        plan = plan_of(groups, [held[one][index] for _, index, one in chosen])
+        removal = uneven(slimmer, plan)
         for together, index, one in chosen:
             alone[together, index] = alone.get((together, index), True) and bool(removal.removed[one])
     result = {group.name: torch.zeros(group.count, dtype=torch.bool) for group in groups}
@@ -73,7 +73,7 @@ def cuts_heads(slimmer: Slimmer, groups: Sequence[UnitGroup]) -> bool:
     if not members:
         return False
     try:
-        return slimmer.slim(_plan(groups, members)).pxp_slim.cut > 0
+        return slimmer.slim(plan_of(groups, members)).pxp_slim.cut > 0
     except SlimError:
         return False
 
@@ -87,13 +87,18 @@ def parts(slimmer: Slimmer, groups: Sequence[UnitGroup]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     tables = list(_tables(slimmer))
     for group in groups:
-        classes = [own[0] if len(own) == 1 else -1 for own in _classes(slimmer, group)]
+        classes = [own[0] if len(own) == 1 else -1 for own in classes_of(slimmer, group)]
         for part_of in tables:
             own = torch.tensor([part_of.get(one, -1) for one in classes])
             finer = group.name not in found or own.max() > found[group.name].max()
             if bool((own >= 0).all()) and finer and len(own.bincount().unique()) == 1:
                 found[group.name] = own
     return found
+
+
+def uneven(slimmer: Slimmer, plan: Plan) -> Removal:
+    """What can be removed under a plan, whether or not it leaves the groups of convolutions as many channels each."""
+    return _Uneven(slimmer.masked(plan), slimmer.coupling)
 
 
 class _Uneven(Removal):
@@ -103,7 +108,7 @@ class _Uneven(Removal):
         pass
 
 
-def _classes(slimmer: Slimmer, group: UnitGroup) -> list[list[int]]:
+def classes_of(slimmer: Slimmer, group: UnitGroup) -> list[list[int]]:
     """The classes that each unit's entries are in; none where they cannot be found."""
     piece, labels = group.slices[0], slimmer.coupling.labels
     weight = next((node for node, name in slimmer.captured.parameters.items() if name == piece.parameter), None)
@@ -132,7 +137,7 @@ def _next_round(waiting: list, held: dict[int, list[Member]], groups: Sequence[U
     return chosen, later
 
 
-def _plan(groups: Sequence[UnitGroup], members: Sequence[Member]) -> Plan:
+def plan_of(groups: Sequence[UnitGroup], members: Sequence[Member]) -> Plan:
     """That removes these units."""
     gone: dict[int, list[int]] = defaultdict(list)
     for position, unit in members:

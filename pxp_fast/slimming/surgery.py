@@ -39,9 +39,10 @@ def cut(model: nn.Module, removal: Removal) -> None:
         setattr(model.get_submodule(parent), name, nn.Identity())
     for module in model.modules():
         fit(module)
-    for attention in (a for a in labels.attentions if not removal.skips(a.module)):
+    modules = dict(model.named_modules())
+    for attention in (a for a in labels.attentions if a.module in modules and not removal.skips(a.module)):
         after = int((~removal.gone(attention.heads)).sum())
-        fit_heads(model.get_submodule(attention.module), len(attention.heads), after)
+        fit_heads(modules[attention.module], len(attention.heads), after)
 
 
 def _weight(weight: Tensor, layer: LayerUse, removal: Removal) -> Tensor:
