@@ -83,6 +83,8 @@ def run(
 
       pxp-fast run mymodels:classifier --data photos/ --samples-per-class 20 --out pruned
     """
+    if units is None and slim:
+        units = "coupled"
     config = _config(**locals())
     from . import progress
     from .run import run as run_all
