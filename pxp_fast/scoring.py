@@ -139,8 +139,9 @@ def score(
         program = scorer.program
         recorder = CudaGraphs(program.device) if graph and program.device.type == "cuda" else None
         tables = _tables(scorer.units, program.dtype, loader) if per_sample else None
-        step = Step(scorer, initial, per_class=per_class, tables=tables, recorder=recorder)
-        watch = Watch(until_stable, scorer.units) if until_stable is not None else None
+        watch = Watch(until_stable, scorer.units, tables) if until_stable is not None else None
+        taking = tables if watch is None else watch.tables
+        step = Step(scorer, initial, per_class=per_class, tables=taking, recorder=recorder)
         checked = _checked(itertools.chain((first,), source), program, initial)
         batches = prefetch(checked, program.device, program.dtype, preparing(program.device))
         keeping = kept() if program.device.type == "cpu" else contextlib.nullcontext()
