@@ -230,19 +230,6 @@ def _sizes(given: Iterable[int] | None, labels: Tensor) -> tuple[int, ...]:
     return tuple(wanted)
 
 
-<<<<<<< HEAD
-=======
-def _ranked_together(scores: Scores, units: tuple[str, ...] | None, scope: str) -> list[Tensor]:
-    """Positions of the units that are ranked among each other: of each kind, or of all."""
-    kind_of = [group.kind for group in scores.units for _ in range(group.count)]
-    apart = [
-        torch.tensor([position for position, kind in enumerate(kind_of) if kind == one])
-        for one in KINDS
-        if one in kind_of and (units is None or one in units)
-    ]
-    return [torch.cat(apart)] if scope == "global" else apart
-
-
 def _whole(given: Iterable[int], name: str, wanted: str) -> tuple[int, ...]:
     """The whole numbers given; PxpError where they are something else."""
     try:
@@ -251,7 +238,6 @@ def _whole(given: Iterable[int], name: str, wanted: str) -> tuple[int, ...]:
         raise PxpError(f"{name} are {given!r}; give {wanted}") from error
 
 
->>>>>>> w5-fixb
 def _agreement(values: Tensor) -> Agreement:
     tails = torch.tensor([(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2], dtype=values.dtype)
     return Agreement(float(values.mean()), *values.quantile(tails).tolist())
