@@ -29,7 +29,6 @@ from .run import (
     RunResult,
     autocast,
     check_writable,
-    curve_record,
     engine_notes,
     of_classes,
     plan_options,
@@ -38,6 +37,7 @@ from .run import (
     stopping,
     torch_device,
 )
+from .run_records import curve_record
 from .scores import Scores
 from .scoring import score as measure
 from .selection import for_task, interleaved, judging, record_images, scored_paths, scoring, task_of, tuning
