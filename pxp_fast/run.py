@@ -25,6 +25,7 @@ from .evaluate import RATES, Curve, Evaluation, evaluate, sweep
 from .heatmaps import HeatMaps, explain
 from .loader import Loader
 from .masks import masked
+from .measure import measure
 from .models import load
 from .plan import Plan
 from .planning import Planner, scored_kinds
