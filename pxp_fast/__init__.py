@@ -12,6 +12,7 @@ from .evaluate import RATES, Curve, Evaluation, evaluate, sweep
 from .lrp import Composite
 from .masks import apply_mask, masked
 from .plan import Plan, plan
+from .repair import Repair, repair
 from .scores import Scores
 from .scoring import score
 from .slim import Slimmer, SlimRecord, slim
@@ -30,6 +31,7 @@ __all__ = [
     "ParameterSlice",
     "Plan",
     "PxpError",
+    "Repair",
     "Scores",
     "SlimRecord",
     "Slimmer",
@@ -45,6 +47,7 @@ __all__ = [
     "masked",
     "plan",
     "random_task",
+    "repair",
     "score",
     "slim",
     "stability",
