@@ -6,17 +6,22 @@
 ...     pxp_fast.evaluate(model, validation)
 """
 
+from .budget import Achieved, Planned, plan_for
+from .checkpoint import load, save
 from .criteria import attribute
 from .errors import PxpError
 from .evaluate import RATES, Curve, Evaluation, evaluate, sweep
+from .export import export_onnx, export_torch
 from .lrp import Composite
 from .masks import apply_mask, masked
 from .plan import Plan, plan
+from .prune_masks import prune_masks
 from .repair import Repair, repair
 from .scores import Scores
 from .scoring import score
 from .slim import Slimmer, SlimRecord, slim
 from .stability import Stability, balanced_order, stability
+from .steps import Stepped, plan_in_steps
 from .stopping import UntilStable
 from .tasks import Task, random_task
 from .tune import tune
@@ -25,17 +30,20 @@ from .version import __version__
 
 __all__ = [
     "RATES",
+    "Achieved",
     "Composite",
     "Curve",
     "Evaluation",
     "ParameterSlice",
     "Plan",
+    "Planned",
     "PxpError",
     "Repair",
     "Scores",
     "SlimRecord",
     "Slimmer",
     "Stability",
+    "Stepped",
     "Task",
     "UntilStable",
     "UnitGroup",
@@ -44,9 +52,16 @@ __all__ = [
     "attribute",
     "balanced_order",
     "evaluate",
+    "export_onnx",
+    "export_torch",
+    "load",
     "masked",
     "plan",
+    "prune_masks",
+    "plan_for",
+    "plan_in_steps",
     "random_task",
+    "save",
     "repair",
     "score",
     "slim",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import memory
+from . import commands_slim, memory
 from . import options as o
 from .errors import PxpError
 
@@ -61,16 +61,19 @@ def run(
     checkpoint_kwargs: o.CheckpointKwargs = "{}", samples_per_class: o.Samples = 10,
     eval_samples_per_class: o.JudgingSamples = None, classes: o.Classes = None, allow_fewer: o.AllowFewer = False,
     seed: o.Seed = 0, rate: o.Rate = 0.3, units: o.Units = None, criterion: o.Criterion = "lrp",
-    criterion_options: o.CriterionOptions = "{}", composite: o.Composite = "epsilon", initial: o.Initial = "one",
+    criterion_options: o.CriterionOptions = "{}", composite: o.Composite = "epsilon", initial: o.Initial = "bounded",
     keep_classes: o.KeepClasses = None, forget_classes: o.ForgetClasses = None,
+    budget_params: o.BudgetParams = None, budget_flops: o.BudgetFlops = None,
+    budget_latency: o.BudgetLatency = None, batch: o.Batch = 1, max_drop: o.MaxDrop = None, steps: o.Steps = 1,
+    round_to: o.RoundTo = None, coupling: o.Coupling = "mean",
     order: o.Order = "least", scope: o.Scope = "kind", magnitude: o.Magnitude = True, absolute: o.Absolute = "pxp",
     random_seeds: o.RandomSeeds = 5, heatmaps: o.HeatMapCount = 6, device: o.Device = "auto",
     dtype: o.Dtype = "float32", exact: o.Exact = False, graph: o.Graph = True, batch_size: o.BatchSize = 32,
     workers: o.Workers = None, per_class: o.PerClass = False, per_sample: o.PerSample = False,
     task_classes: o.TaskClasses = None, task_seed: o.TaskSeed = 0, task_mode: o.TaskMode = None,
-    until_stable: o.UntilStable = None, stable_overlap: o.StableOverlap = 0.95,
+    until_stable: o.UntilStable = None, stable_overlap: o.StableOverlap = 0.95, slim: o.Slim = True,
 ) -> None:  # fmt: skip
-    """Score, plan, prune, judge and report, in one go.
+    """Score, plan, make smaller, judge, measure and report, in one go.
 
     Leaves scores.safetensors, plan.json, results.json and report.html in --out.
 
@@ -80,6 +83,8 @@ def run(
 
       pxp-fast run mymodels:classifier --data photos/ --samples-per-class 20 --out pruned
     """
+    if units is None and slim:
+        units = "coupled"
     config = _config(**locals())
     from . import progress
     from .run import run as run_all
@@ -94,7 +99,7 @@ def score(
     model: o.Model, data: o.Data, out: o.Out = Path("out"), weights: o.Weights = None,
     checkpoint_kwargs: o.CheckpointKwargs = "{}", samples_per_class: o.Samples = 10, classes: o.Classes = None,
     allow_fewer: o.AllowFewer = False, seed: o.Seed = 0, units: o.Units = None, criterion: o.Criterion = "lrp",
-    criterion_options: o.CriterionOptions = "{}", composite: o.Composite = "epsilon", initial: o.Initial = "one",
+    criterion_options: o.CriterionOptions = "{}", composite: o.Composite = "epsilon", initial: o.Initial = "bounded",
     per_class: o.PerClass = False, device: o.Device = "auto", dtype: o.Dtype = "float32", exact: o.Exact = False,
     graph: o.Graph = True, batch_size: o.BatchSize = 32, workers: o.Workers = None,
     per_sample: o.PerSample = False, task_classes: o.TaskClasses = None, task_seed: o.TaskSeed = 0,
@@ -118,22 +123,36 @@ def plan(
         str | None,
         typer.Option(help="Labels whose images alone count, of scores made with --per-class.", metavar="LIST"),
     ] = None,
-    keep_classes: o.KeepClasses = None, forget_classes: o.ForgetClasses = None,
+    keep_classes: o.KeepClasses = None, forget_classes: o.ForgetClasses = None, round_to: o.RoundTo = None,
+    coupling: o.Coupling = "mean",
+    budget_params: o.BudgetParams = None, budget_flops: o.BudgetFlops = None,
+    budget_latency: o.BudgetLatency = None, batch: o.Batch = 1, max_drop: o.MaxDrop = None,
+    model: Annotated[
+        str | None, typer.Option(help="The network, for budgets and removable units. Default: as it scored.")
+    ] = None,
+    weights: o.Weights = None, checkpoint_kwargs: o.CheckpointKwargs = "{}",
+    data: Annotated[
+        str | None, typer.Option(help="Folder of images for --max-drop, less those that scored.", metavar="DIR")
+    ] = None,
+    eval_samples_per_class: o.JudgingSamples = None, device: o.Device = "auto", dtype: o.Dtype = "float32",
+    batch_size: o.BatchSize = 32, workers: o.Workers = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: beside the scores.")] = None,
 ) -> None:  # fmt: skip
-    """Choose the units to remove; needs only the scores.
+    """Choose the units to remove; needs only the scores, but for a budget or removable units the network too.
 
     Examples:
 
       pxp-fast plan vgg16 --rate 0.25
 
       pxp-fast plan vgg16 --rate 0.05 --forget-classes 3
-    """
-    values = {name: value for name, value in locals().items() if name not in ("scores", "out")}
-    config = _config(model="", data="", **values)
-    from . import commands
 
-    typer.echo(commands.plan(scores, config, out))
+      pxp-fast plan vgg16 --units removable --budget-flops 0.5 --weights vgg16.pth
+    """
+    values = {name: value for name, value in locals().items() if name not in ("scores", "out", "model", "data")}
+    config = _config(model=model or "", data=data or "", **values)
+    from . import commands_plan
+
+    typer.echo(commands_plan.plan(scores, config, out))
 
 
 @app.command(name="eval")
@@ -212,8 +231,9 @@ def tune(
     checkpoint_kwargs: o.CheckpointKwargs = "{}", samples_per_class: o.Samples = 20,
     eval_samples_per_class: o.TuningSamples = None, held_out_samples_per_class: o.HeldOutSamples = None,
     classes: o.Classes = None, allow_fewer: o.AllowFewer = False, seed: o.Seed = 0, units: o.Units = None,
-    scope: o.Scope = "kind", absolute: o.Absolute = "pxp", device: o.Device = "auto", dtype: o.Dtype = "float32",
-    exact: o.Exact = False, graph: o.Graph = True, batch_size: o.BatchSize = 128, workers: o.Workers = None,
+    initial: o.Initial = "bounded", scope: o.Scope = "kind", absolute: o.Absolute = "pxp", device: o.Device = "auto",
+    dtype: o.Dtype = "float32", exact: o.Exact = False, graph: o.Graph = True, batch_size: o.BatchSize = 128,
+    workers: o.Workers = None,
 ) -> None:  # fmt: skip
     """Search for the composite whose scores prune best.
 
@@ -272,6 +292,9 @@ def demo(
     results, page = commands.demo(names, out, rate, seed, device)
     _summarise(results)
     typer.echo(f"report: {page.resolve()}")
+
+
+commands_slim.register(app)
 
 
 def main() -> None:

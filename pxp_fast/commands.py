@@ -13,7 +13,6 @@ from . import progress
 from . import report as pages
 from .config import RunConfig, TuneConfig
 from .data import Images, used_among
-from .errors import ScoresError
 from .evaluate import Evaluation
 from .evaluate import evaluate_plans as judge_plans
 from .evaluate import sweep as judge_every_rate
@@ -22,7 +21,7 @@ from .heatmaps import HeatMaps
 from .loader import Loader
 from .models import LoadedModel, load
 from .plan import Plan
-from .plan import plan as make_plan
+from .planning import Planner, scored_kinds
 from .report import tuning as tuning_page
 from .report.words import percent
 from .results import Hits, Results
@@ -52,7 +51,7 @@ from .tuning.space import Space
 def score(config: RunConfig) -> str:
     """Score; returns the path of the file."""
     check_writable(config.out)
-    loaded, device = _prepare(config)
+    loaded, device = prepare(config)
     chosen, task = task_of(config, loaded)
     loaded, images = for_task(task, loaded, scoring(chosen, loaded))
     if config.until_stable:
@@ -65,7 +64,7 @@ def score(config: RunConfig) -> str:
             criterion_options=config.criterion_options,
             composite=config.composite,
             initial=config.initial,
-            units=config.units or None,
+            units=scored_kinds(config),
             device=device,
             dtype=getattr(torch, config.dtype),
             exact=config.exact,
@@ -87,32 +86,10 @@ def score(config: RunConfig) -> str:
     return "\n".join([*lines, str(path)])
 
 
-def plan(scores: Path, config: RunConfig, out: Path | None) -> str:
-    """Plan; returns what it removes and the path of the file."""
-    path = _scores_path(scores)
-    found = Scores.load(path)
-    if words := [word for word in config.classes if not word.isdecimal()]:
-        raise ScoresError(f"scores know classes by their labels, not by names such as {words[0]!r}: give numbers")
-    if config.classes and config.keep_classes:
-        raise ScoresError("--classes and --keep-classes say the same; give one of them")
-    keep = config.keep_classes or tuple(map(int, config.classes))
-    made = make_plan(
-        of_classes(found, config.model_copy(update={"keep_classes": keep})),
-        config.rate,
-        units=config.units or None,
-        order=config.order,
-        seed=config.seed,
-        **plan_options(config),
-    )
-    target = (out or path.parent) / "plan.json"
-    made.save(target)
-    return f"{made.removed_count} of {made.total_count} units to remove\n{target}"
-
-
 def evaluate(config: RunConfig, plan_path: Path | None) -> str:
     """Judge; returns the accuracy as a line."""
     plan_ = None if plan_path is None else Plan.load(_inside(plan_path, "plan.json"), model_name=config.model)
-    loaded, _ = _prepare(config)
+    loaded, _ = prepare(config)
     chosen, task = task_of(config, loaded)
     loaded, images = for_task(task, loaded, judging(chosen, loaded))
     loader = Loader(images, config.batch_size, config.workers)
@@ -135,8 +112,8 @@ def sweep(scores: Path, config: RunConfig, out: Path | None) -> str:
     """Judge at every rate; returns a table."""
     if out is not None:
         check_writable(out)
-    found = Scores.load(_scores_path(scores), model_name=config.model)
-    loaded, _ = _prepare(config)
+    found = Scores.load(scores_path(scores), model_name=config.model)
+    loaded, _ = prepare(config)
     paths = scored_paths(found)
     chosen, task = task_of(config, loaded)
     loaded, images = for_task(task, loaded, judging(chosen, loaded, paths))
@@ -146,10 +123,9 @@ def sweep(scores: Path, config: RunConfig, out: Path | None) -> str:
         Loader(images, config.batch_size, config.workers),
         order=config.order,
         seed=config.seed,
-        units=config.units or None,
         dtype=autocast(config),
         progress=progress.tracker(),
-        **plan_options(config),
+        **Planner(config, loaded.model, loaded.input_size).options(),
     )
     record = curve_record(curve, config.order, config.seed if config.order == "random" else None)
     read, shared = len(images.used), used_among(images, paths)
@@ -172,7 +148,7 @@ def sweep(scores: Path, config: RunConfig, out: Path | None) -> str:
 
 def stability(scores: Path, config: RunConfig, sizes: tuple[int, ...], seeds: int, out: Path | None) -> str:
     """Compare plans from parts of the images; returns a table and the paths of the files."""
-    path = _scores_path(scores)
+    path = scores_path(scores)
     found = study(
         Scores.load(path),
         config.rate,
@@ -202,7 +178,7 @@ def tune(config: TuneConfig, say: Callable[[str], None]) -> str:
     pages.require_extra()
     require_optuna()
     space = None if config.space is None else Space.load(config.space)
-    loaded, device = _prepare(config)
+    loaded, device = prepare(config)
     parts = tuning(config, loaded)
     reference, judging_, held_out = (Loader(part, config.batch_size, config.workers) for part in parts)
     counts = [len(part) for part in parts]
@@ -220,6 +196,7 @@ def tune(config: TuneConfig, say: Callable[[str], None]) -> str:
             space=space,
             seed=config.seed,
             units=config.units or None,
+            initial=config.initial,
             scope=config.scope,
             absolute=config.absolute,
             device=device,
@@ -273,7 +250,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _prepare(config: RunConfig) -> tuple[LoadedModel, torch.device]:
+def prepare(config: RunConfig) -> tuple[LoadedModel, torch.device]:
     device = torch_device(config.device)
     loaded = load(config.model, weights=config.weights, checkpoint_kwargs=config.checkpoint_kwargs)
     loaded.model.to(device)
@@ -293,7 +270,7 @@ def _class_line(name: str, found: list[tuple[int, int]]) -> str:
     return f"{name}: {shown} of {found[0][1]} images"
 
 
-def _scores_path(path: Path) -> Path:
+def scores_path(path: Path) -> Path:
     return _inside(path, "scores.safetensors")
 
 

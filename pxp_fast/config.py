@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from .criteria.registry import check_options
+from .criteria.registry import check_classes, check_options
 from .lrp.composites import composite as find_composite
 
 
@@ -33,7 +33,16 @@ class RunConfig(BaseModel):
     until_stable : stop scoring when the plan at these rates no longer changes; none: score all images.
     stable_overlap : the fraction of the units removed that must stay the same for that.
     graph : on a GPU, record the scoring of a batch once and replay it.
-    rate : the fraction of the units that the plan removes, in [0, 1).
+    slim : cut out of the network what the plan removes, and measure what that saves; else it has masks alone.
+    units : kinds that may be removed, none: all; with "removable" only what can be cut out alone, with "coupled"
+        also what can be cut out together.
+    coupling : how the scores of what is cut out together become one.
+    rate : the fraction of the units that the plan removes, in [0, 1), where there is no budget.
+    budget_params, budget_flops : what is to be left at most, a fraction or a number, see :func:`pxp_fast.plan_for`.
+    budget_latency : the same, in milliseconds or with a % sign, for `batch` images at a time.
+    max_drop : how much lower the accuracy on the images that judge may be.
+    steps : how many times to score and remove a part.
+    round_to : channels whose multiples layers keep, "auto": what hardware likes.
     random_seeds : random orders that the curve is compared with.
     heatmaps : images to explain before and after the cut.
     """
@@ -54,11 +63,11 @@ class RunConfig(BaseModel):
     task_classes: int | None = Field(None, ge=1)
     task_seed: int = Field(0, ge=0)
     task_mode: Literal["slice", "zero"] | None = None
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     exact: bool = False
-    initial: Literal["one", "logit", "bounded"] = "one"
+    initial: Literal["one", "logit", "bounded"] = "bounded"
     per_class: bool = False
     per_sample: bool = False
     until_stable: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
@@ -71,12 +80,21 @@ class RunConfig(BaseModel):
     composite: str = "epsilon"
     keep_classes: tuple[int, ...] = ()
     forget_classes: tuple[int, ...] = ()
-    units: tuple[Literal["filter", "neuron", "head"], ...] = ()
+    units: tuple[Literal["filter", "neuron", "head", "removable", "coupled"], ...] = ()
+    coupling: Literal["mean", "sum", "max"] = "mean"
     rate: float = Field(0.3, ge=0, lt=1)
-    scope: Literal["kind", "global"] = "kind"
+    budget_params: float | None = Field(None, gt=0)
+    budget_flops: float | None = Field(None, gt=0)
+    budget_latency: Annotated[str, Field(pattern=r"^\d*\.?\d+(%|ms)?$")] | None = None
+    batch: int = Field(1, ge=1)
+    max_drop: float | None = Field(None, ge=0, lt=1)
+    steps: int = Field(1, ge=1)
+    round_to: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    scope: Literal["kind", "global", "layer", "isomorphic"] = "kind"
     order: Literal["least", "most", "random"] = "least"
     magnitude: bool = True
     absolute: Literal["pxp", "token", "sample"] = "pxp"
+    slim: bool = True
     random_seeds: int = Field(5, ge=0)
     heatmaps: int = Field(6, ge=0)
 
@@ -104,6 +122,19 @@ class RunConfig(BaseModel):
     def _criterion_has_options(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         if "criterion" in info.data:
             check_options(info.data["criterion"], value)
+        return value
+
+    @field_validator("keep_classes", "forget_classes")
+    @classmethod
+    def _classes_can_be_told_apart(cls, value: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        asked = info.data
+        if not value or "criterion" not in asked:
+            return value
+        if both := sorted(set(value) & set(asked.get("keep_classes", ()))):
+            raise ValueError(f"classes {both} are both to be kept and to be forgotten; choose one")
+        if asked.get("until_stable"):
+            raise ValueError("--until-stable watches the plan from all classes; leave it out, or plan by classes later")
+        check_classes(asked["criterion"], asked.get("criterion_options", {}))
         return value
 
     def command(self) -> str:
@@ -145,6 +176,7 @@ class TuneConfig(RunConfig):
     batch_size: int = Field(128, ge=1)
     held_out_samples_per_class: int | None = Field(None, ge=1)
     trials: int = Field(40, ge=1)
+    units: tuple[Literal["filter", "neuron", "head"], ...] = ()
     objective: str = "a-pr"
     sampler: Literal["tpe", "gp", "random"] = "tpe"
     space: Path | None = None

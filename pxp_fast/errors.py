@@ -33,6 +33,14 @@ class SlimError(PxpError):
     """A model cannot be made smaller without changing what it computes."""
 
 
+class CheckpointError(PxpError):
+    """A saved model is damaged or does not fit what is installed, or a model cannot be saved."""
+
+
+class ExportError(PxpError):
+    """A model cannot be exported, or what was exported computes something else."""
+
+
 class NumericalError(PxpError):
     """Weights, activations or relevance are not finite."""
 

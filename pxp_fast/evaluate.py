@@ -31,11 +31,16 @@ class Evaluation:
         Images.
     per_class
         For each label met, ``(correct, total)``.
+    right
+        Bool ``[total]``: which images are classified right, in the loader's order.
     """
 
     correct: int
     total: int
     per_class: dict[int, tuple[int, int]]
+    right: Tensor = dataclasses.field(
+        default_factory=lambda: torch.zeros(0, dtype=torch.bool), compare=False, repr=False
+    )
 
     @property
     def accuracy(self) -> float:
@@ -126,6 +131,7 @@ def evaluate_plans(
     device = parameters[0].device if parameters else torch.device("cpu")
     precision = next((p.dtype for p in parameters if p.is_floating_point()), None)
     tallies: list[dict[int, list[int]]] = [{} for _ in plans]
+    every: list[list[Tensor]] = [[] for _ in plans]
     batches = list(loader) if progress is None and not hasattr(loader, "__len__") else loader
     total = len(batches) * len(plans) if hasattr(batches, "__len__") else None
     raw, preparing = unprepared(batches)
@@ -139,6 +145,7 @@ def evaluate_plans(
                 # A copy: a model may normalise its input in place, and every plan is to see the same images.
                 predicted = _predicted(model, images.to(device, wanted, copy=True))
             labels = labels.cpu()
+            every[index].append(predicted == labels)
             for label, right in zip(labels.tolist(), (predicted == labels).tolist(), strict=True):
                 tally = tallies[index].setdefault(label, [0, 0])
                 tally[0] += right
@@ -150,8 +157,9 @@ def evaluate_plans(
             sum(right for right, _ in tally.values()),
             sum(seen for _, seen in tally.values()),
             {label: (right, seen) for label, (right, seen) in sorted(tally.items())},
+            torch.cat(right_images),
         )
-        for tally in tallies
+        for tally, right_images in zip(tallies, every, strict=True)
     ]
 
 

@@ -34,7 +34,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as stream:
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~umask())
         os.replace(temporary, target)
         temporary = None
     except OSError as error:
@@ -47,7 +47,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
                 temporary.unlink()
 
 
-def _umask() -> int:
+def umask() -> int:
     """The process's umask, which only setting it reveals: `mkstemp` makes files that nobody else can read."""
     mask = os.umask(0)
     os.umask(mask)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .agreement import agreement
 from .criteria import attribute
 from .data import Images
 from .errors import OutputError
@@ -16,7 +18,10 @@ from .files import atomic_write
 from .masks import masked
 from .models import LoadedModel
 from .plan import Plan
+from .records import AgreementRecord
 from .results import HeatMapRecord
+
+COMPARED = 32
 
 
 @dataclass(frozen=True)
@@ -28,12 +33,14 @@ class HeatMaps:
     images : uint8 [n, C, H, W].
     before, after : float16 [n, H, W], relevance summed over the channels, each map divided by its largest magnitude.
     records : what belongs to each image.
+    agreement : how alike the maps before and after are, of these images and more; not in the file.
     """
 
     images: Tensor
     before: Tensor
     after: Tensor
     records: tuple[HeatMapRecord, ...]
+    agreement: tuple[AgreementRecord, ...] = ()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the tensors, atomically; the records belong to results.json."""
@@ -61,47 +68,66 @@ class HeatMaps:
         return cls(*tensors, records)
 
 
-def explain(loaded: LoadedModel, plan: Plan, images: Images, count: int, composite: str) -> HeatMaps:
-    """Explain `count` of `images`, of as many classes as there are, by the network whole and pruned."""
-    pixels, labels = _pick(images, count)
+def explain(
+    loaded: LoadedModel,
+    pruned: Plan | nn.Module,
+    images: Images,
+    count: int,
+    composite: str,
+    compared: int = COMPARED,
+    batch_size: int = COMPARED,
+) -> HeatMaps:
+    """Explain images, of as many classes as there are, by the network whole and pruned.
+
+    Parameters
+    ----------
+    pruned
+        The smaller network, or the plan whose masks prune `loaded`'s.
+    count
+        Images whose maps are kept, to look at.
+    compared
+        Images whose maps are compared, more than are kept; unless none are.
+    """
+    pixels, labels = _pick(images, max(count, compared) if count else 0)
     _, height, width = loaded.input_size
     if not len(labels):
         nothing = torch.empty(0, height, width, dtype=torch.float16)
         return HeatMaps(torch.empty(0, *loaded.input_size, dtype=torch.uint8), nothing, nothing, ())
     parameter = next(loaded.model.parameters())
-    inputs = images.preprocess.normalize(pixels).to(parameter)
-    targets = labels.to(parameter.device)
-    maps, answers = [], []
-    for pruned in (False, True):
-        if pruned:
-            with masked(loaded.model, plan):
-                relevance, answer = _relevance(loaded, inputs, targets, composite)
-        else:
-            relevance, answer = _relevance(loaded, inputs, targets, composite)
-        maps.append(relevance)
-        answers.append(answer)
-    similarity = torch.nn.functional.cosine_similarity(maps[0].flatten(1), maps[1].flatten(1), dim=1)
+    inputs = images.preprocess.normalize(pixels).to(parameter).split(batch_size)
+    targets = labels.to(parameter.device).split(batch_size)
+    whole = _relevance(loaded.model, inputs, targets, composite)
+    if isinstance(pruned, Plan):
+        with masked(loaded.model, pruned):
+            cut = _relevance(loaded.model, inputs, targets, composite)
+    else:
+        cut = _relevance(pruned, inputs, targets, composite)
+    maps, answers = zip(whole, cut, strict=True)
+    found = agreement(*maps)
+    similarity = next(record.values for record in found if record.measure == "cosine")
     records = tuple(
         HeatMapRecord(
             name=_class_name(images, int(label)),
             before=_named(images, answers[0][row]),
             after=_named(images, answers[1][row]),
-            similarity=round(float(similarity[row]), 4),
+            similarity=similarity[row],
         )
-        for row, label in enumerate(labels)
+        for row, label in enumerate(labels[:count])
     )
-    return HeatMaps(pixels, _scaled(maps[0]), _scaled(maps[1]), records)
+    return HeatMaps(pixels[:count], *(_scaled(one[:count]) for one in maps), records, found)
 
 
 def _relevance(
-    loaded: LoadedModel, inputs: Tensor, targets: Tensor, composite: str
+    model: nn.Module, inputs: Sequence[Tensor], targets: Sequence[Tensor], composite: str
 ) -> tuple[Tensor, list[tuple[int, float]]]:
     """Relevance float32 [n, H, W], summed over channels, and each image's (predicted class, probability)."""
-    relevance = attribute(loaded.model, inputs, targets, composite=composite)
-    with torch.inference_mode():
-        probability, predicted = loaded.model(inputs).float().softmax(1).max(1)
-    answers = list(zip(predicted.tolist(), probability.tolist(), strict=True))
-    return relevance.detach().float().sum(1).cpu(), answers
+    maps, answers = [], []
+    for images, labels in zip(inputs, targets, strict=True):
+        maps.append(attribute(model, images, labels, composite=composite).detach().float().sum(1).cpu())
+        with torch.inference_mode():
+            probability, predicted = model(images).float().softmax(1).max(1)
+        answers += zip(predicted.tolist(), probability.tolist(), strict=True)
+    return torch.cat(maps), answers
 
 
 def _pick(images: Images, count: int) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ def apply_mask(model: nn.Module, plan: Plan) -> None:
     PlanError
         The model lacks a parameter that the plan names, or has it in another shape; nothing is changed then.
     """
-    touched = _entries(model, plan)
+    touched = mask_entries(model, plan)
     with torch.no_grad():
         ops.mask_([t for _, t, _, _ in touched], [k for _, _, k, _ in touched], [d for _, _, _, d in touched])
 
@@ -30,7 +30,7 @@ def apply_mask(model: nn.Module, plan: Plan) -> None:
 def masked_tensors(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
     """Copies of the parameters that the plan masks, with its units' entries zeroed, by name; the model stays."""
     found: dict[str, Tensor] = {}
-    for name, tensor, keep, dim in _entries(model, plan):
+    for name, tensor, keep, dim in mask_entries(model, plan):
         found[name] = found.get(name, tensor).index_fill(dim, (~keep).nonzero().flatten(), 0)
     return found
 
@@ -41,7 +41,7 @@ def masked(model: nn.Module, plan: Plan) -> Iterator[nn.Module]:
 
     Also after an exception. Only the masked entries are put by.
     """
-    touched = _entries(model, plan)
+    touched = mask_entries(model, plan)
     with torch.no_grad():
         gone = [(t, d, torch.nonzero(~k).flatten()) for _, t, k, d in touched]
         held = [t.index_select(d, index) for t, d, index in gone]
@@ -62,7 +62,7 @@ def _restore(gone: list[tuple[Tensor, int, Tensor]], held: list[Tensor]) -> None
         tensor.index_copy_(dim, index, original)
 
 
-def _entries(model: nn.Module, plan: Plan) -> list[tuple[str, Tensor, Tensor, int]]:
+def mask_entries(model: nn.Module, plan: Plan) -> list[tuple[str, Tensor, Tensor, int]]:
     """Each parameter touched: name and tensor, its entries that stay (bool) and the dimension they lie along."""
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     touched: dict[tuple[str, int], Tensor] = {}

@@ -19,6 +19,7 @@ from torch import nn
 
 from .decode import Preprocess
 from .errors import ModelError, PxpError
+from .origin import Origin
 from .weights import fingerprint, load_weights, refuse_non_finite
 
 
@@ -32,7 +33,8 @@ class LoadedModel:
     name : the specification it was loaded by, which scores and plans carry.
     preprocess : how an image becomes its input.
     num_classes : length of a row of logits.
-    weights : "random", "pretrained", "as built" (a callable decided) or the checkpoint's path.
+    weights : "random", "pretrained", "as built" (a callable decided), "saved" (by :func:`pxp_fast.save`) or the
+        checkpoint's path.
     weights_sha256 : of the checkpoint file, None without one.
     """
 
@@ -68,11 +70,12 @@ def load(
     Parameters
     ----------
     spec : ``timm:NAME``, ``torchvision:NAME``, ``MODULE:CALLABLE`` (importable from the current folder; returns an
-        ``nn.Module``, which may carry a dictionary ``pxp_input`` with input_size, mean, std, interpolation, crop_pct)
-        or ``demo:vgg``, ``demo:resnet``, ``demo:vit``.
+        ``nn.Module``, which may carry a dictionary ``pxp_input`` with input_size, mean, std, interpolation, crop_pct),
+        ``demo:vgg``, ``demo:resnet``, ``demo:vit``, or ``pxp:FOLDER``, what :func:`pxp_fast.save` left there.
     weights : a safetensors file or a state dict; "pretrained" downloads the library's own (timm, torchvision); None
         leaves a timm or torchvision network at random weights.
-    checkpoint_kwargs : arguments for the network's constructor, such as ``{"num_classes": 10}``.
+    checkpoint_kwargs : arguments for the network's constructor, such as ``{"num_classes": 10}``; for ``pxp:FOLDER``
+        ``{"trust": True}``, which lets a checkpoint call the constructor that it names in a module of yours.
 
     Raises
     ------
@@ -83,17 +86,15 @@ def load(
     source, separator, name = str(spec).partition(":")
     if not separator or not source or not name:
         raise ModelError(
-            f"model {spec!r} is not understood; write timm:NAME, torchvision:NAME, MODULE:CALLABLE or demo:vgg"
+            f"model {spec!r} is not understood; write timm:NAME, torchvision:NAME, MODULE:CALLABLE, demo:vgg or "
+            "pxp:FOLDER"
         )
     arguments = dict(checkpoint_kwargs or {})
     pretrained = weights == "pretrained"
-    build: dict[str, Callable[..., tuple[nn.Module, Preprocess]]] = {
-        "timm": _timm,
-        "torchvision": _torchvision,
-        "demo": _demo,
-    }
-    model, preprocess = build.get(source, _callable)(spec, name, arguments, pretrained)
-    label, digest = {"timm": "random", "torchvision": "random"}.get(source, "as built"), None
+    model, preprocess = build(spec, arguments, pretrained)
+    label, digest = {"timm": "random", "torchvision": "random", "pxp": "saved"}.get(source, "as built"), None
+    if source == "pxp":
+        digest = model.pxp_origin.weights_sha256
     if pretrained:
         label = "pretrained"
     elif weights is not None:
@@ -101,7 +102,21 @@ def load(
         label, digest = str(weights), fingerprint(weights)
     refuse_non_finite(model, spec)
     model = model.eval()
+    if source != "pxp":
+        model.pxp_origin = Origin(str(spec), arguments, preprocess, label, digest)
     return LoadedModel(model, str(spec), preprocess, _count_classes(model, preprocess, spec), label, digest)
+
+
+def build(spec: str, arguments: dict[str, Any], pretrained: bool = False) -> tuple[nn.Module, Preprocess]:
+    """Build the network that `spec` names, with weights of its own or its library's, and say what its images are."""
+    source, _, name = spec.partition(":")
+    builders: dict[str, Callable[..., tuple[nn.Module, Preprocess]]] = {
+        "timm": _timm,
+        "torchvision": _torchvision,
+        "demo": _demo,
+        "pxp": _saved,
+    }
+    return builders.get(source, _callable)(spec, name, arguments, pretrained)
 
 
 def _timm(spec: str, name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[nn.Module, Preprocess]:
@@ -111,6 +126,8 @@ def _timm(spec: str, name: str, arguments: dict[str, Any], pretrained: bool) -> 
     model = _construct(spec, timm.create_model, name, pretrained=pretrained, **arguments)
     config = timm.data.resolve_model_data_config(model)
     channels, *plane = config["input_size"]
+    if (size := arguments.get("img_size")) is not None:
+        plane = [size, size] if isinstance(size, int) else list(size)
     mean, std = config["mean"], config["std"]
     if arguments.get("in_chans", channels) != channels:  # timm's configuration goes on describing the colour network
         channels = arguments["in_chans"]
@@ -154,6 +171,17 @@ def _demo(spec: str, name: str, arguments: dict[str, Any], pretrained: bool) -> 
     if arguments:
         raise ModelError(f"{spec}: the embedded networks take no --checkpoint-kwargs; leave {sorted(arguments)} out")
     return demo.network(name), Preprocess(demo.INPUT_SIZE, mean=demo.MEAN, std=demo.STD)
+
+
+def _saved(spec: str, name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[nn.Module, Preprocess]:
+    from . import checkpoint
+
+    if pretrained or set(arguments) - {"trust"}:
+        raise ModelError(
+            f"{spec} has its weights and arguments; leave --weights pretrained and --checkpoint-kwargs out"
+        )
+    model = checkpoint.load(name, trust=bool(arguments.get("trust")))
+    return model, model.pxp_origin.preprocess
 
 
 def _callable(spec: str, name: str, arguments: dict[str, Any], pretrained: bool) -> tuple[nn.Module, Preprocess]:

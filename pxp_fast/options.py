@@ -57,7 +57,11 @@ def labels(text: str | None, option: str) -> tuple[int, ...]:
 _INPUT, _CHOICE, _MACHINE, _SEARCH = "Network and images", "What is removed", "Machine", "Search"
 
 Model = Annotated[
-    str, typer.Argument(help="timm:NAME, torchvision:NAME, MODULE:CALLABLE or demo:vgg|resnet|vit.", metavar="MODEL")
+    str,
+    typer.Argument(
+        help="timm:NAME, torchvision:NAME, MODULE:CALLABLE, demo:vgg|resnet|vit, or pxp:DIR that slim left.",
+        metavar="MODEL",
+    ),
 ]
 Data = Annotated[
     str,
@@ -126,7 +130,16 @@ Rate = Annotated[
 ]
 Units = Annotated[
     str | None,
-    typer.Option(help="Kinds of unit: filter, neuron, head. Default: all.", metavar="LIST", rich_help_panel=_CHOICE),
+    typer.Option(
+        help="Kinds of unit: filter, neuron, head; 'removable': only what can be cut out alone; 'coupled': also what "
+        "can be cut out together. Default: all; of run 'coupled', which makes the network smallest.",
+        metavar="LIST",
+        rich_help_panel=_CHOICE,
+    ),
+]
+Coupling = Annotated[
+    Literal["mean", "sum", "max"],
+    typer.Option(help="How the scores of coupled units become one.", rich_help_panel=_CHOICE),
 ]
 Criterion = Annotated[
     str,
@@ -166,8 +179,46 @@ Order = Annotated[
     typer.Option(help="Which go first: the least or the most relevant, or any.", rich_help_panel=_CHOICE),
 ]
 Scope = Annotated[
-    Literal["kind", "global"],
-    typer.Option(help="Rank units among their kind, or all together.", rich_help_panel=_CHOICE),
+    Literal["kind", "global", "layer", "isomorphic"],
+    typer.Option(
+        help="Rank units among their kind, all together, among their layer, or among those of their kind at the same "
+        "position of a block.",
+        rich_help_panel=_CHOICE,
+    ),
+]
+BudgetParams = Annotated[
+    float | None,
+    typer.Option(help="Parameters to leave at most: a fraction, or a number.", rich_help_panel=_CHOICE),
+]
+BudgetFlops = Annotated[
+    float | None, typer.Option(help="FLOPs to leave at most: a fraction, or a number.", rich_help_panel=_CHOICE)
+]
+BudgetLatency = Annotated[
+    str | None,
+    typer.Option(
+        help="Milliseconds that --batch images may take on this device, or a percentage such as 60%.",
+        metavar="MS|PERCENT",
+        rich_help_panel=_CHOICE,
+    ),
+]
+Batch = Annotated[int, typer.Option(help="Images at a time when latency is measured.", min=1, rich_help_panel=_CHOICE)]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        help="Remove as much as lowers the accuracy on the images that judge by no more, such as 0.02.",
+        rich_help_panel=_CHOICE,
+    ),
+]
+Steps = Annotated[
+    int, typer.Option(help="Remove in so many steps, scoring what is left before each.", min=1, rich_help_panel=_CHOICE)
+]
+RoundTo = Annotated[
+    str | None,
+    typer.Option(
+        help="Channels whose multiples layers keep: 8, 16, or auto for what hardware likes.",
+        metavar="N|auto",
+        rich_help_panel=_CHOICE,
+    ),
 ]
 Magnitude = Annotated[
     bool,
@@ -178,6 +229,14 @@ Magnitude = Annotated[
 Absolute = Annotated[
     Literal["pxp", "token", "sample"],
     typer.Option(help="Where |relevance| is taken: as PXP does, per position, or per image.", rich_help_panel=_CHOICE),
+]
+Slim = Annotated[
+    bool,
+    typer.Option(
+        "--slim/--no-slim",
+        help="Cut out what the plan removes and measure what that saves, or mask it alone.",
+        rich_help_panel=_CHOICE,
+    ),
 ]
 RandomSeeds = Annotated[int, typer.Option(help="Random orders to compare with.", min=0, rich_help_panel=_CHOICE)]
 
@@ -197,7 +256,7 @@ Exact = Annotated[
 Initial = Annotated[
     Literal["one", "logit", "bounded"],
     typer.Option(
-        help="Relevance at the label's logit: 1, the logit, or 1 but for images whose logit is small.",
+        help="Relevance at the label's logit: 1 but for images whose logit is small, 1 as in PXP, or the logit.",
         rich_help_panel=_CHOICE,
     ),
 ]

@@ -6,20 +6,21 @@ import dataclasses
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pydantic
 import torch
 from torch import Tensor
 
-from . import ops
 from .errors import PlanError
 from .files import atomic_write
+from .ranking import Ranking
 from .scores import Scores
-from .units import KINDS, ParameterSlice
+from .units import ParameterSlice
 
-ORDERS = ("least", "most", "random")
-SCOPES = ("kind", "global")
+if TYPE_CHECKING:
+    from .slim import Slimmer
+
 NORMS = ("both", "layer", "norm")
 
 
@@ -58,7 +59,13 @@ class Plan(pydantic.BaseModel, extra="forbid", frozen=True):
     model
         Name of the model it is for.
     rate, order, scope, seed
-        How it was made.
+        How it was made; `rate` is the fraction of its units that it removes where it was made for a budget.
+    removable
+        Whether it removes only units that can be cut out alone.
+    round_to
+        Channels whose multiples are left; None: any number.
+    budget
+        What it was made for, such as ``"flops 0.5"``; None: its rate.
     norm
         For filters followed by a norm, which parameters a mask zeroes: ``"layer"`` weights and bias, the ``"norm"``'s
         weight and bias, or ``"both"``.
@@ -69,9 +76,12 @@ class Plan(pydantic.BaseModel, extra="forbid", frozen=True):
     model: str
     rate: float = pydantic.Field(ge=0, lt=1)
     order: Literal["least", "most", "random"] = "least"
-    scope: Literal["kind", "global"] = "kind"
+    scope: Literal["kind", "global", "layer", "isomorphic"] = "kind"
     seed: int = 0
     norm: Literal["both", "layer", "norm"] = "both"
+    removable: bool = False
+    round_to: int | None = pydantic.Field(None, ge=1)
+    budget: str | None = None
     groups: tuple[PlannedGroup, ...]
 
     @property
@@ -112,13 +122,17 @@ def plan(
     scores: Scores,
     rate: float,
     *,
-    units: Iterable[str] | None = None,
+    units: str | Iterable[str] | None = None,
     scope: str = "kind",
     order: str = "least",
     seed: int = 0,
     magnitude: bool = True,
     absolute: str = "pxp",
     norm: str = "both",
+    slimmer: Slimmer | None = None,
+    round_to: int | None = None,
+    after: Plan | None = None,
+    coupling: str = "mean",
 ) -> Plan:
     """Choose the units to remove: of the N units of each kind the ``int(N * rate)`` least relevant, over all layers.
 
@@ -127,16 +141,32 @@ def plan(
     rate
         Fraction of units to remove, in [0, 1).
     units
-        Kinds that may be removed; None: all that were scored.
+        Kinds that may be removed; None: all that were scored. With ``"removable"``, of these (or of all) only units
+        that can be cut out of the model alone, which needs `slimmer`; rates are then fractions of these. With
+        ``"coupled"`` also what can be cut out together (the filters of all branches of a residual sum that write the
+        same channel), ranked and removed as one.
     scope
-        ``"kind"``: rank filters among filters, neurons among neurons, heads among heads, and remove `rate` of each,
-        because relevance of different kinds is not comparable; ``"global"``: one ranking of everything.
+        Which units are ranked among each other, and of which therefore the same `rate` is removed. ``"kind"``: filters,
+        neurons, heads, because relevance of different kinds is not comparable; ``"global"``: all;
+        ``"layer"``: those of a layer; ``"isomorphic"``: those of one kind at the same position of their blocks, see
+        :func:`pxp_fast.scopes.positions`.
     order
         ``"least"`` relevant first, ``"most"`` relevant first (the sanity check), or ``"random"`` by `seed`.
     magnitude, absolute
         See :meth:`Scores.values`.
     norm
         See :class:`Plan`.
+    slimmer
+        Of the model that was scored. Nothing else depends on the model.
+    round_to
+        Keep so many units more, the most relevant of those removed, that what is left of each layer is a multiple of
+        this number of channels (:func:`pxp_fast.ranking.rounding` knows what hardware likes), or the whole layer; never
+        nothing.
+    after
+        A plan whose units are removed before any others, and count as part of `rate`.
+
+    coupling
+        How the scores of coupled units become one: ``"mean"``, ``"sum"`` or ``"max"``.
 
     Raises
     ------
@@ -145,58 +175,36 @@ def plan(
 
     Notes
     -----
-    Ties go to the unit that comes first: by layer in execution order, then by index.
+    Ties go to the unit that comes first: by layer in execution order, then by index. With ``"removable"`` at least one
+    unit of every layer stays, and the groups of a grouped convolution lose as many each.
     """
-    if norm not in NORMS:
-        raise PlanError(f"norm is {norm!r}; choose one of {', '.join(NORMS)}")
-    options = {"units": units, "scope": scope, "order": order, "seed": seed}
-    kinds = _kinds(scores, units)
-    removed = removed_units(scores, rate, **options, magnitude=magnitude, absolute=absolute)
-    parts = torch.split(removed, [group.count for group in scores.units])
+    _check_norm(norm)
+    options = {"units": units, "scope": scope, "order": order, "seed": seed, "magnitude": magnitude}
+    options |= {"absolute": absolute, "slimmer": slimmer, "round_to": round_to, "after": after, "coupling": coupling}
+    ranking = Ranking(scores, **options)
+    made = {"rate": rate, "order": order, "scope": scope, "seed": seed, "norm": norm, "round_to": round_to}
+    return plan_of(scores, ranking, ranking.at_rate(rate), **made)
+
+
+def plan_of(scores: Scores, ranking: Ranking, removed: Tensor, **made: object) -> Plan:
+    """The plan that removes some units, bool ``[U]``; `made` are the plan's fields that say how it was made."""
+    _check_norm(made.get("norm", "both"))
     groups = tuple(
         PlannedGroup(**_fields(group), removed=tuple(part.nonzero().flatten().tolist()))
-        for group, part in zip(scores.units, parts, strict=True)
-        if group.kind in kinds
+        for group, part in zip(scores.units, ranking.split(removed), strict=True)
+        if group.kind in ranking.kinds or bool(part.any())
     )
-    return Plan(model=scores.header.model, rate=rate, order=order, scope=scope, seed=seed, norm=norm, groups=groups)
+    return Plan(model=scores.header.model, removable=ranking.alone, groups=groups, **made)
 
 
-def removed_units(
-    scores: Scores,
-    rate: float,
-    *,
-    units: Iterable[str] | None = None,
-    scope: str = "kind",
-    order: str = "least",
-    seed: int = 0,
-    magnitude: bool = True,
-    absolute: str = "pxp",
-) -> Tensor:
-    """Which units :func:`plan` would remove, bool ``[U]``; options as there."""
-    for name, value, allowed in (("order", order, ORDERS), ("scope", scope, SCOPES)):
-        if value not in allowed:
-            raise PlanError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")
-    if not 0 <= rate < 1:
-        raise PlanError(f"rate is {rate}; it is the fraction of units to remove and must be in [0, 1)")
-    kinds = _kinds(scores, units)
-    values = scores.values(magnitude=magnitude, absolute=absolute)
-    if order == "random":
-        values = torch.rand(values.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    kind_of = torch.cat([torch.full((g.count,), KINDS.index(g.kind)) for g in scores.units])
-    removed = torch.zeros(len(values), dtype=torch.bool)
-    for ranked in [kinds] if scope == "global" else [[kind] for kind in kinds]:
-        among = torch.isin(kind_of, torch.tensor([KINDS.index(kind) for kind in ranked])).nonzero().flatten()
-        removed[among] = ops.select(values[among], int(len(among) * rate), largest=order == "most")
-    return removed
+def removed_units(scores: Scores, rate: float, **options: object) -> Tensor:
+    """Which units :func:`plan` would remove, bool ``[U]``; options as there but for `norm`."""
+    return Ranking(scores, **options).at_rate(rate)
 
 
-def _kinds(scores: Scores, units: Iterable[str] | None) -> list[str]:
-    scored = [kind for kind in KINDS if any(group.kind == kind for group in scores.units)]
-    wanted = scored if units is None else [kind for kind in KINDS if kind in set(units)]
-    missing = set(units or ()) - set(scored)
-    if missing:
-        raise PlanError(f"units {sorted(missing)} were not scored; the scores hold {', '.join(scored)}")
-    return wanted
+def _check_norm(norm: object) -> None:
+    if norm not in NORMS:
+        raise PlanError(f"norm is {norm!r}; choose one of {', '.join(NORMS)}")
 
 
 def _fields(group) -> dict:

@@ -6,24 +6,20 @@ The file is versioned: a reader refuses a version it does not know instead of gu
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from .errors import OutputError, PxpError
 from .files import atomic_write
+from .records import AgreementRecord, CostsRecord, Hits, LayerRecord, PairedRecord, Record, SlimmedRecord
 
 VERSION = 1
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelRecord(_Record):
+class ModelRecord(Record):
     """The network: `parameters` is their number, `weights` where they came from."""
 
     name: str
@@ -34,7 +30,7 @@ class ModelRecord(_Record):
     parameters: int
 
 
-class DataRecord(_Record):
+class DataRecord(Record):
     """A set of images: `images` chosen in `classes` classes, `read` of them usable."""
 
     root: str
@@ -43,28 +39,7 @@ class DataRecord(_Record):
     classes: int
 
 
-class Hits(_Record):
-    """`correct` of `total` images classified right."""
-
-    correct: int
-    total: int
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / self.total if self.total else 0.0
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of the accuracy (Wilson score interval)."""
-        if not self.total:
-            return 0.0, 1.0
-        z, n, p = 1.959964, self.total, self.accuracy
-        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return max(0.0, centre - half), min(1.0, centre + half)
-
-
-class CurveRecord(_Record):
+class CurveRecord(Record):
     """Accuracy at each rate of units removed, in one `order`; `a_pr` and `top_pr` summarise it."""
 
     order: Literal["least", "most", "random"]
@@ -76,16 +51,7 @@ class CurveRecord(_Record):
     top_pr: float
 
 
-class LayerRecord(_Record):
-    """A layer's units, and how many the plan removes."""
-
-    name: str
-    kind: str
-    count: int
-    removed: int
-
-
-class ClassRecord(_Record):
+class ClassRecord(Record):
     """One class before and after the cut: images classified right, of `total`."""
 
     label: int
@@ -103,21 +69,21 @@ class ClassRecord(_Record):
         return self.after / self.total if self.total else 0.0
 
 
-class TaskRecord(_Record):
+class TaskRecord(Record):
     """The classes, of the whole network's, that it was restricted to; see :class:`pxp_fast.Task`."""
 
     classes: tuple[int, ...]
     mode: Literal["slice", "zero"]
 
 
-class SkippedRecord(_Record):
+class SkippedRecord(Record):
     """A file that could not be read."""
 
     path: str
     reason: str
 
 
-class HeatMapRecord(_Record):
+class HeatMapRecord(Record):
     """One image's explanation; the maps lie in ``heatmaps.safetensors`` in the same order.
 
     `before` and `after` are (predicted class, its probability); `similarity` is the cosine between the two maps.
@@ -129,8 +95,11 @@ class HeatMapRecord(_Record):
     similarity: float
 
 
-class Results(_Record):
-    """Everything a run found, and what is needed to run it again."""
+class Results(Record):
+    """Everything a run found, and what is needed to run it again.
+
+    `after` is of the slimmed network where there is one, else of the masked one.
+    """
 
     format: Literal["pxp_fast results"] = "pxp_fast results"
     version: Literal[1] = VERSION
@@ -156,6 +125,10 @@ class Results(_Record):
     environment: dict[str, str]
     task: TaskRecord | None = None
     until_stable: dict[str, Any] | None = None
+    paired: PairedRecord | None = None
+    slimmed: SlimmedRecord | None = None
+    costs: CostsRecord | None = None
+    agreement: tuple[AgreementRecord, ...] = ()
 
     def curve(self, order: str) -> CurveRecord | None:
         """The first curve of an order, None without one."""

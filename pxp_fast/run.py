@@ -25,16 +25,14 @@ from .heatmaps import HeatMaps, explain
 from .loader import Loader
 from .masks import masked
 from .models import LoadedModel, load
-from .plan import Plan
-from .plan import plan as make_plan
+from .planning import Planner, scored_kinds
 from .progress import Track, silent
+from .report.smaller import in_short
 from .report.words import percent
 from .results import (
     ClassRecord,
     CurveRecord,
     DataRecord,
-    Hits,
-    LayerRecord,
     ModelRecord,
     Results,
     SkippedRecord,
@@ -42,7 +40,9 @@ from .results import (
 )
 from .scores import Scores
 from .scoring import score
-from .selection import for_task, interleaved, read_by, record_images, scoring_and_judging, task_of
+from .selection import check_classes, for_task, interleaved, read_by, record_images, scoring_and_judging, task_of
+from .smaller import hits, layers, paired, smaller
+from .steps import Stepped, plan_in_steps
 from .stopping import UntilStable, in_words
 
 
@@ -58,7 +58,7 @@ class RunResult:
 
 
 def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], None] = lambda text: None) -> RunResult:
-    """Score, plan, prune, judge and report, as `config` asks.
+    """Score, plan, make smaller, judge, measure and report, as `config` asks.
 
     Parameters
     ----------
@@ -79,6 +79,7 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
         loaded = load(config.model, weights=config.weights, checkpoint_kwargs=config.checkpoint_kwargs)
         chosen, task = task_of(config, loaded)
         loaded, reference, evaluation = for_task(task, loaded, *scoring_and_judging(chosen, loaded))
+        check_classes(config, reference, task)
         if config.until_stable:
             reference = interleaved(reference, config.seed)
     network = loaded.model.to(device)
@@ -89,15 +90,17 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
     )
     to_score, to_judge = (Loader(part, config.batch_size, config.workers) for part in (reference, evaluation))
 
-    with _timed(seconds, "score"), engine_notes() as fallbacks:
-        scores = score(
-            network,
+    planner = Planner(config, network, loaded.input_size, to_judge, autocast(config))
+
+    def measure(masked_network: nn.Module) -> Scores:
+        found = score(
+            masked_network,
             to_score,
             criterion=config.criterion,
             criterion_options=config.criterion_options,
             composite=config.composite,
             initial=config.initial,
-            units=config.units or None,
+            units=scored_kinds(config),
             device=device,
             dtype=dtype,
             exact=config.exact,
@@ -109,22 +112,48 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
             model_name=loaded.name,
             progress=track,
         )
-        scores = record_images(scores, reference, config, task)
+        return record_images(found, reference, config, task)
+
+    with _timed(seconds, "score"), engine_notes() as fallbacks:
+        scores = measure(network)
         scores.save(config.out / "scores.safetensors")
-    with _timed(seconds, "plan"):
+    with _timed(seconds, "plan"), engine_notes():
         ranked = of_classes(scores, config)
-        plan = make_plan(ranked, config.rate, order=config.order, seed=config.seed, **plan_options(config))
+        if config.steps > 1:
+            stepped = _in_steps(network, scores, measure, planner, config)
+            plan = stepped.plan
+            stepped.scores[-1].save(config.out / "scores-last.safetensors")
+        else:
+            plan = planner.plan(ranked)
         plan.save(config.out / "plan.json")
     say(f"{scored(scores)}; the plan removes {plan.removed_count} of {plan.total_count} units")
 
+    for line in [] if planner.achieved is None else planner.achieved.lines():
+        say(line)
+
     with _timed(seconds, "evaluate"):
-        before = evaluate(network, to_judge, dtype=autocast(config), progress=_named(track, "unpruned"))
+        judging = {"dtype": autocast(config)}
+        before = evaluate(network, to_judge, **judging, progress=_named(track, "unpruned"))
         with masked(network, plan):
-            after = evaluate(network, to_judge, dtype=autocast(config), progress=_named(track, "pruned"))
+            after = evaluate(network, to_judge, **judging, progress=_named(track, "masked"))
+    small, slimmed, costs = None, None, None
+    if config.slim:
+        with _timed(seconds, "slim"), engine_notes():
+            small, slimmed = smaller(network, plan, to_judge)
+        slimmed = slimmed.model_copy(update={"masked": hits(after)})
+    if small is not None:
+        with _timed(seconds, "evaluate"):
+            after = evaluate(small, to_judge, **judging, progress=_named(track, "slimmed"))
+        with _timed(seconds, "measure"):
+            costs = measure(network, small, small.pxp_slim, loaded.input_size, **judging, folder=config.out)
+        # The smaller network's file is to be written here.
+    if slimmed is not None:
+        say(in_short(slimmed, costs))
     with _timed(seconds, "sweep"):
-        curves = tuple(_curves(network, ranked, before, to_judge, config, track))
+        curves = tuple(_curves(network, ranked, before, to_judge, config, planner, track))
     with _timed(seconds, "heat maps"), engine_notes():  # the same as when scoring
-        maps = explain(loaded, plan, evaluation, config.heatmaps, config.composite)
+        pruned = plan if small is None else small
+        maps = explain(loaded, pruned, evaluation, config.heatmaps, config.composite, batch_size=config.batch_size)
         maps.save(config.out / "heatmaps.safetensors")
 
     # Again: images that cannot be read had stand-ins, and scoring may have stopped early.
@@ -138,19 +167,23 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
         reference=_data_record(reference, scores.samples),
         evaluation=_data_record(evaluation, before.total),
         shared_images=shared,
-        rate=config.rate,
+        rate=plan.rate,
         removed=plan.removed_count,
         units=plan.total_count,
-        before=Hits(correct=before.correct, total=before.total),
-        after=Hits(correct=after.correct, total=after.total),
+        before=hits(before),
+        after=hits(after),
+        paired=paired(before, after),
+        slimmed=slimmed,
+        costs=costs,
         curves=curves,
-        layers=_layers(plan),
+        layers=layers(plan, small),
         classes=_classes(before, after, evaluation),
         task=None if task is None else TaskRecord(**task.describe()),
         until_stable=scores.header.until_stable,
         heatmaps=maps.records,
+        agreement=maps.agreement,
         skipped=tuple(SkippedRecord(path=path, reason=reason) for path, reason in skipped.items()),
-        notes=tuple(_notes(loaded, shared, fallbacks, before, scores, len(reference))),
+        notes=tuple(_notes(loaded, shared, fallbacks, before, scores, len(reference), config)),
         seconds={step: round(spent, 3) for step, spent in seconds.items()},
         environment=environment.describe(device),
     )
@@ -214,7 +247,7 @@ def stopping(config: RunConfig) -> UntilStable | None:
     """When scoring is to stop early; None: never."""
     if not config.until_stable:
         return None
-    return UntilStable(config.until_stable, config.stable_overlap, units=config.units or None, **plan_options(config))
+    return UntilStable(config.until_stable, config.stable_overlap, units=scored_kinds(config), **plan_options(config))
 
 
 def of_classes(scores: Scores, config: RunConfig) -> Scores:
@@ -234,8 +267,27 @@ def plan_options(config: RunConfig) -> dict[str, object]:
     return {"scope": config.scope, "magnitude": config.magnitude, "absolute": config.absolute}
 
 
+def _in_steps(
+    network: nn.Module, first: Scores, measure: Callable[[nn.Module], Scores], planner: Planner, config: RunConfig
+) -> Stepped:
+    """Plan in steps, of which the first has scored."""
+    known = [first]
+    return plan_in_steps(
+        network,
+        lambda left: known.pop() if known else measure(left),
+        config.steps,
+        lambda scores, part, after: planner.plan(of_classes(scores, config), part, after),
+    )
+
+
 def _curves(
-    network: nn.Module, scores: Scores, unpruned: Evaluation, loader: Loader, config: RunConfig, track: Track
+    network: nn.Module,
+    scores: Scores,
+    unpruned: Evaluation,
+    loader: Loader,
+    config: RunConfig,
+    planner: Planner,
+    track: Track,
 ) -> Iterator[CurveRecord]:
     """Least relevant first, most relevant first, and every random order; all begin where nothing is removed."""
     orders = [("least", None), ("most", None), *(("random", config.seed + i) for i in range(config.random_seeds))]
@@ -250,7 +302,7 @@ def _curves(
             seed=config.seed if seed is None else seed,
             dtype=autocast(config),
             progress=_named(track, title),
-            **plan_options(config),
+            **planner.options(),
         )
         whole = Curve(RATES, (unpruned.accuracy, *curve.accuracies), (0, *curve.removed), order)
         yield curve_record(whole, order, seed)
@@ -278,7 +330,7 @@ def _named(track: Track, title: str) -> Track:
 def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
-    seconds[step] = time.perf_counter() - start
+    seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - start
 
 
 def _model_record(loaded: LoadedModel) -> ModelRecord:
@@ -296,13 +348,6 @@ def _data_record(images: data.Images, read: int) -> DataRecord:
     return DataRecord(root=images.root, images=len(images), read=read, classes=len(set(images.labels)))
 
 
-def _layers(plan: Plan) -> tuple[LayerRecord, ...]:
-    return tuple(
-        LayerRecord(name=group.name, kind=group.kind, count=group.count, removed=len(group.removed))
-        for group in plan.groups
-    )
-
-
 def _classes(before: Evaluation, after: Evaluation, images: data.Images) -> tuple[ClassRecord, ...]:
     return tuple(
         ClassRecord(
@@ -317,7 +362,13 @@ def _classes(before: Evaluation, after: Evaluation, images: data.Images) -> tupl
 
 
 def _notes(
-    loaded: LoadedModel, shared: int, fallbacks: list[str], before: Evaluation, scores: Scores, chosen: int
+    loaded: LoadedModel,
+    shared: int,
+    fallbacks: list[str],
+    before: Evaluation,
+    scores: Scores,
+    chosen: int,
+    config: RunConfig,
 ) -> Iterator[str]:
     """What a reader must know before believing the numbers."""
     if loaded.weights == "random":
@@ -327,8 +378,10 @@ def _notes(
             f"{shared} of the {before.total} images that judge are also images that score: the accuracy after pruning "
             "is that of images the plan has seen."
         )
+    if config.max_drop is not None:
+        yield "How much goes was decided by the images that judge: their accuracy after pruning flatters a little."
     if before.total < 200:
-        low, high = Hits(correct=before.correct, total=before.total).interval
+        low, high = hits(before).interval
         yield (
             f"Only {before.total} images judge: the unpruned accuracy is known to lie between {percent(low)} and "
             f"{percent(high)} (95\u202f% confidence), and differences within that range mean little."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +17,8 @@ from torch import Tensor
 from . import ops
 from .errors import PxpError, ScoresError
 from .files import atomic_write
-from .scores_samples import for_classes, for_samples, unfit
+from .scores_classes import contrast, for_classes
+from .scores_samples import for_samples, unfit
 from .units import UnitGroup
 
 ABSOLUTES = ("pxp", "token", "sample")
@@ -118,21 +118,23 @@ class Scores:
     def for_classes(self, keep: Iterable[int]) -> Scores:
         """The scores over the samples of some classes alone, as if the others had not been in the reference set.
 
-        They equal what scoring these samples gives, but for rounding. They carry no totals per class, but a
-        `sample_table` where only that tells classes apart. The header's `data` gains an entry ``for_classes``.
+        They equal what scoring these samples gives, but for rounding; those of a combination are made of parts that
+        are normalised over all samples, so combine the scores of the classes to have them normalised over these. They
+        carry no totals per class, but the rows of the `sample_table`, if there is one. The header's `data` gains an
+        entry ``for_classes``.
+
+        Parameters
+        ----------
+        keep
+            Labels. Where the header's ``data["task"]`` says that the network was sliced to a task, those of the whole
+            network, as there.
 
         Raises
         ------
         ScoresError
-            There are no totals per class, or not of all these classes.
+            Neither classes nor samples are told apart, or there are no samples of some of these classes.
         """
-        if self.class_totals is None and self.sample_labels is not None:
-            return for_classes(self, keep)
-        if not self.samples:
-            return dataclasses.replace(self, header=self._header_of(for_classes=sorted(map(operator.index, set(keep)))))
-        chosen = self._classes(keep)
-        header = self._header_of(int(self.class_samples[chosen].sum()), for_classes=chosen)
-        return Scores(header, self.class_totals[chosen].sum(0))
+        return for_classes(self, keep)
 
     def contrast(self, keep: Iterable[int] | None = None, forget: Iterable[int] | None = None) -> Scores:
         """What units say about some classes less what they say about others: scores to forget the others by.
@@ -144,8 +146,8 @@ class Scores:
         Parameters
         ----------
         keep
-            Labels; None: all that have images, except `forget`. Alone it contrasts with nothing, which is
-            :meth:`for_classes`.
+            Labels as in :meth:`for_classes`, which is what `keep` alone gives; None: all that have images, except
+            `forget`.
         forget
             Labels; None: none.
 
@@ -153,7 +155,7 @@ class Scores:
         -------
         Scores
             As if every sample had been counted ``n / n_keep`` or ``-n / n_forget`` times, n being their sum, the number
-            of samples. No totals per class. The header's `data` gains an entry ``contrast``.
+            of samples. No totals per class and no table. The header's `data` gains an entry ``contrast``.
 
         Raises
         ------
@@ -166,53 +168,7 @@ class Scores:
         Hatefi et al., Attribution-guided Pruning for Compression, Circuit Discovery, and Targeted Correction in LLMs,
         2025, arXiv 2506.13727: relevance of the general less that of the undesired behaviour.
         """
-        if forget is None:
-            if keep is None:
-                raise ScoresError("neither classes to keep nor classes to forget are given; give either, or both")
-            return self.for_classes(keep)
-        if not self.samples:
-            raise ScoresError(
-                f"scores by {self.header.criterion} are from no images, so nothing in them belongs to a class; choose "
-                "another criterion to forget classes by"
-            )
-        forgotten = self._classes(forget)
-        scored = self._scored_classes() if keep is None else []
-        kept = self._classes([label for label in scored if label not in forgotten] if keep is None else keep)
-        if both := sorted(set(kept) & set(forgotten)):
-            raise ScoresError(f"classes {both} are both to be kept and to be forgotten; choose one")
-        counts = [int(self.class_samples[chosen].sum()) for chosen in (kept, forgotten)]
-        totals = torch.zeros_like(self.totals)
-        for chosen, count, sign in zip((kept, forgotten), counts, (1, -1), strict=True):
-            weight = sign * sum(counts) / count
-            weights = torch.tensor([[weight], [weight], [weight], [weight**2]], dtype=totals.dtype)
-            totals += weights * self.class_totals[chosen].sum(0)
-        return Scores(self._header_of(sum(counts), contrast={"keep": kept, "forget": forgotten}), totals)
-
-    def _scored_classes(self) -> list[int]:
-        """The classes that have images; ScoresError where they are not told apart."""
-        if self.class_totals is None or self.class_samples is None:
-            raise ScoresError(
-                "these scores do not tell classes apart; score again with per_class=True (pxp-fast score --per-class)"
-            )
-        return self.class_samples.nonzero().flatten().tolist()
-
-    def _classes(self, given: Iterable[int]) -> list[int]:
-        """The labels, in order; ScoresError unless all have images."""
-        scored = self._scored_classes()
-        try:
-            chosen = sorted({operator.index(label) for label in given})
-        except TypeError as error:
-            raise ScoresError(f"classes are {given!r}; pass whole numbers, such as [0, 3]") from error
-        if not chosen or not set(chosen) <= set(scored):
-            raise ScoresError(
-                f"scores are asked for of classes {chosen}; choose from the {len(scored)} classes that have images: "
-                f"{', '.join(map(str, scored[:20]))}{' ...' if len(scored) > 20 else ''}"
-            )
-        return chosen
-
-    def _header_of(self, samples: int = 0, **data: object) -> ScoresHeader:
-        """The header of scores over a part of the samples."""
-        return self.header.model_copy(update={"samples": samples, "data": {**(self.header.data or {}), **data}})
+        return contrast(self, keep, forget)
 
     def for_samples(self, indices: Iterable[int]) -> Scores:
         """The scores over some of the samples alone, as if they had been the whole reference set.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import operator
 from collections import deque
 from collections.abc import Iterable
@@ -111,22 +110,6 @@ def for_samples(scores: Scores, indices: Iterable[int]) -> Scores:
         sample_table=scores.sample_table[index],
         sample_labels=labels,
     )
-
-
-def for_classes(scores: Scores, keep: Iterable[int]) -> Scores:
-    """The scores over the samples of some classes. ScoresError where a class has none."""
-    labels = scores.sample_labels.tolist()
-    wanted = {operator.index(label) for label in keep}
-    if not wanted or not wanted <= set(labels):
-        known = sorted(set(labels))
-        raise ScoresError(
-            f"scores are asked for of classes {sorted(wanted)}; choose from the {len(known)} classes that have images: "
-            f"{', '.join(map(str, known[:20]))}{' ...' if len(known) > 20 else ''}"
-        )
-    found = for_samples(scores, [position for position, label in enumerate(labels) if label in wanted])
-    data = {name: value for name, value in found.header.data.items() if name != "for_samples"}
-    header = found.header.model_copy(update={"data": {**data, "for_classes": sorted(wanted)}})
-    return dataclasses.replace(found, header=header)
 
 
 def unfit(scores: Scores) -> str | None:

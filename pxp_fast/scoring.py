@@ -15,7 +15,7 @@ from .criteria import CudaGraphs, Step
 from .criteria import criterion as find_criterion
 from .criteria.base import choice
 from .criteria.combination import COMBINATION, DEFAULT, HOW, combine, parts
-from .criteria.registry import check_options, needs_images
+from .criteria.registry import check_classes, check_options, needs_images
 from .errors import DataError, PxpError
 from .loader import unprepared
 from .lrp import Composite, Program
@@ -39,7 +39,7 @@ def score(
     criterion_options: Mapping[str, object] | None = None,
     composite: str | Composite = "epsilon",
     units: Iterable[str] | None = None,
-    initial: str = "one",
+    initial: str = "bounded",
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     exact: bool = False,
@@ -78,9 +78,10 @@ def score(
     units
         Kinds to score, of ``"filter"``, ``"neuron"``, ``"head"``; None: all that the model has.
     initial
-        Relevance at the label's logit: ``"one"``; ``"logit"`` for its value; or ``"bounded"``, one but for images whose
-        logit is small, which then do not outweigh the rest. See :meth:`pxp_fast.lrp.Program.run`. Other criteria know
-        only ``"one"``.
+        Relevance at the label's logit: ``"bounded"``, one but for images whose logit is small, which so do not outweigh
+        the rest; ``"one"``, as in PXP's code and experiments; or ``"logit"`` for its value. See
+        :meth:`pxp_fast.lrp.Program.run`. Other criteria start from no relevance: they refuse ``"logit"``, and to them
+        the others are the same.
     device, dtype
         Of the computation; default: the model's. bfloat16 is the fast choice; sums stay in float32.
     exact
@@ -116,6 +117,7 @@ def score(
     arguments = dict(locals())
     given = dict(criterion_options or {})
     check_options(criterion, given)
+    initial = _initial_of(criterion, initial)
     if (per_sample or until_stable is not None) and (criterion == COMBINATION or not needs_images(criterion)):
         wanted = "per_sample" if per_sample else "until_stable"
         raise PxpError(f"criterion {criterion} has no scores of single images: leave {wanted} out")
@@ -137,8 +139,9 @@ def score(
         program = scorer.program
         recorder = CudaGraphs(program.device) if graph and program.device.type == "cuda" else None
         tables = _tables(scorer.units, program.dtype, loader) if per_sample else None
-        step = Step(scorer, initial, per_class=per_class, tables=tables, recorder=recorder)
-        watch = Watch(until_stable, scorer.units) if until_stable is not None else None
+        watch = Watch(until_stable, scorer.units, tables) if until_stable is not None else None
+        taking = tables if watch is None else watch.tables
+        step = Step(scorer, initial, per_class=per_class, tables=taking, recorder=recorder)
         checked = _checked(itertools.chain((first,), source), program, initial)
         batches = prefetch(checked, program.device, program.dtype, preparing(program.device))
         keeping = kept() if program.device.type == "cpu" else contextlib.nullcontext()
@@ -173,6 +176,15 @@ def score(
     return Scores(header, step.totals.cpu(), **apart)
 
 
+def _initial_of(criterion: str, given: str) -> str:
+    """The initial relevance as a criterion takes it: all but relevance differentiate what `given` calls "one"."""
+    if criterion in ("lrp", COMBINATION):
+        return given
+    if given not in ("one", "bounded"):
+        raise PxpError(f"initial is {given!r}, but criterion {criterion} starts from no relevance; leave it out")
+    return "one"
+
+
 def _tables(units: Iterable[UnitGroup], dtype: torch.dtype, loader: Iterable) -> SampleTables:
     """Room for the tables of the loader's images, as many as it says it has."""
     images = getattr(loader, "dataset", None)
@@ -183,8 +195,6 @@ def _tables(units: Iterable[UnitGroup], dtype: torch.dtype, loader: Iterable) ->
 
 def _without_images(name: str, options: dict, arguments: dict) -> Scores:
     """Scores by a criterion that looks at the model alone; `arguments` are those of :func:`score`."""
-    if arguments["initial"] != "one":
-        raise PxpError(f"initial is {arguments['initial']!r}, but criterion {name} starts from no relevance")
     model, kinds = arguments["model"], arguments["units"]
     example = _example(model, arguments["loader"], arguments["example"])
     scorer = find_criterion(name, model, example, kinds=None if kinds is None else tuple(kinds), **options)
@@ -230,13 +240,17 @@ def _combination(options: dict, arguments: dict) -> Scores:
     for name, (_, own) in combined.items():
         check_options(name, own)
     choice("how", how := options.get("how", "sum"), HOW)
+    if arguments["per_class"] and how == "rank":
+        check_classes(COMBINATION, options)
     if isinstance(loader, Iterator) and len(combined) > 1:
         raise DataError(
             "a combination passes over the images once for each criterion, but this loader can be passed over only "
             "once; pass a list or a DataLoader"
         )
+    initial = {name: arguments["initial"] if name == "lrp" or "lrp" not in combined else "one" for name in combined}
     scores = [
-        score(**{**arguments, "criterion": name, "criterion_options": own}) for name, (_, own) in combined.items()
+        score(**{**arguments, "criterion": name, "criterion_options": own, "initial": initial[name]})
+        for name, (_, own) in combined.items()
     ]
     return combine(scores, [weight for weight, _ in combined.values()], how)
 

@@ -69,6 +69,17 @@ def for_task(task: Task | None, loaded: LoadedModel, *images: Images) -> tuple[L
     return replace(loaded, model=model, num_classes=classes), *map(task.images, images)
 
 
+def check_classes(config: RunConfig, images: Images, task: Task | None) -> None:
+    """Raise DataError unless the classes to be kept and to be forgotten have images that score, and some are left."""
+    labels = set(images.labels)
+    known = {task.classes[label] for label in labels} if task is not None and task.mode == "slice" else labels
+    if missing := sorted({*config.keep_classes, *config.forget_classes} - known):
+        shown = f"{', '.join(map(str, sorted(known)[:20]))}{' ...' if len(known) > 20 else ''}"
+        raise DataError(f"no images of the classes {missing} score: keep and forget some of {shown}")
+    if not config.keep_classes and known <= set(config.forget_classes):
+        raise DataError(f"classes {sorted(known)} are all that have images, so none is left to be kept: forget fewer")
+
+
 def interleaved(images: Images, seed: int) -> Images:
     """The same images in an order of which every beginning has all classes alike."""
     order = balanced_order(images.labels, seed)

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from .errors import SlimError
+from .finding import find_units
 from .lrp import capture
+from .lrp.graph import Captured
 from .masks import apply_mask, masked_tensors
 from .plan import Plan, PlannedGroup
+from .slimming import coupled, removable
 from .slimming.compare import difference, problem, tolerance
 from .slimming.costs import Costs, costs
 from .slimming.coupling import Coupling
 from .slimming.masked import with_parameters
 from .slimming.removal import Removal
 from .slimming.surgery import cut
+from .units import UnitGroup
 
 if TYPE_CHECKING:
     from .repair import Repair
@@ -41,23 +47,59 @@ class Slimmer:
         self.captured = capture(model, example)
         self.coupling = Coupling(self.captured)
 
-    def removal(self, plan: Plan | None = None, *, heads: bool = True) -> Removal:
-        """What can be cut out of the model under a plan's masks; None: of the model as it is."""
-        captured = self.captured
-        if plan is not None:
-            captured = with_parameters(captured, masked_tensors(self.model, plan))
-        spared = []
-        if not heads:
-            found = [a.heads for a in self.coupling.labels.attentions]
-            spared = [int(one) for one in self.coupling.class_of(torch.cat(found))] if found else []
-        return Removal(captured, self.coupling, spared)
+    def masked(self, plan: Plan) -> Captured:
+        """The captured model with the parameters that a plan's masks leave."""
+        return with_parameters(self.captured, masked_tensors(self.model, plan))
+
+    def removal(self, plan: Plan | None = None, *, rearranged: bool = True) -> Removal:
+        """What can be cut out of the model under a plan's masks; None: of the model as it is.
+
+        `rearranged`: also channels that the model lays out in several dimensions, as heads and their features, which
+        asks of its code that it takes these sizes from its inputs or from attributes that are known.
+        """
+        captured = self.captured if plan is None else self.masked(plan)
+        return Removal(captured, self.coupling, rearranged, self.model)
+
+    def removable(self, groups: Iterable[UnitGroup] | None = None) -> dict[str, Tensor]:
+        """For each group the units that can be cut out without any other, bool ``[count]``; None: all of the model.
+
+        Where a convolution needs as many channels in every group of its own, "without any other" is to say that one of
+        every group is cut out; see :meth:`parts`.
+        """
+        return removable.removable(self, self._groups(groups))
+
+    def coupled(self, groups: Iterable[UnitGroup] | None = None) -> dict[str, Tensor]:
+        """For each group the class of each unit, int64 ``[count]``: what has the same can be cut out together.
+
+        -1: not even then.
+        """
+        return coupled.coupled(self, self._groups(groups))
+
+    def parts(self, groups: Iterable[UnitGroup] | None = None) -> dict[str, Tensor]:
+        """For each group that must lose as many units of each of several parts, the part of each, int64 ``[count]``."""
+        return removable.parts(self, self._groups(groups))
+
+    def _groups(self, groups: Iterable[UnitGroup] | None) -> list[UnitGroup]:
+        return [site.group for site in find_units(self.captured)] if groups is None else list(groups)
 
     def costs(self, plan: Plan | None = None) -> Costs:
         """Parameters and FLOPs of :meth:`slim`'s model; of the model itself where there is no plan."""
-        removal = self.removal(plan)
         if plan is None:
-            removal.removed[:] = False
+            return self.whole
+        heads = any(group.kind == "head" and group.removed for group in plan.groups)
+        return costs(self.removal(plan, rearranged=not heads or self.cuts_heads))
+
+    @functools.cached_property
+    def whole(self) -> Costs:
+        """The costs of the model as it is."""
+        removal = self.removal()
+        removal.removed[:], removal.idle = False, []
         return costs(removal)
+
+    @functools.cached_property
+    def cuts_heads(self) -> bool:
+        """Whether the model's code goes on working with fewer heads; found by cutting one out of every attention."""
+        return removable.cuts_heads(self, self._groups(None))
 
     def slim(self, plan: Plan, repair: Repair | None = None) -> nn.Module:
         """A smaller copy of the model, which computes what the model computes under the plan's masks.
@@ -81,17 +123,20 @@ class Slimmer:
             whole, masks = Slimmer(masked, self.example), None
         limit = tolerance(self.example.dtype)
         wrong = ""
-        for heads in (True, False):  # code that insists on its number of heads keeps them, as zeros
-            removal = whole.removal(masks, heads=heads)
+        for rearranged in (True, False):  # code that insists on its number of heads keeps them, as zeros
+            removal = whole.removal(masks, rearranged=rearranged)
             small = copy.deepcopy(masked)
             cut(small, removal)
             try:
                 error = difference(masked, small, self.example)
+                if error > limit:  # a network may amplify rounding, which float64 tells from a mistake
+                    exact = (copy.deepcopy(masked).double(), copy.deepcopy(small).double(), self.example.double())
+                    limit = max(limit, error if difference(*exact) < tolerance(torch.float64) else 0)
             except (RuntimeError, ValueError, AssertionError, TypeError):
                 error = float("inf")
             if error <= limit:
                 after = dataclasses.replace(costs(removal), parameters=sum(p.numel() for p in small.parameters()))
-                small.pxp_slim = SlimRecord(whole._layers(plan, removal), self.costs(), after, error)
+                small.pxp_slim = SlimRecord(whole._layers(plan, removal), self.whole, after, error)
                 return small
             wrong = wrong or problem(masked, small, removal, self.example)
         raise SlimError(
@@ -108,12 +153,15 @@ class Slimmer:
     def _cut_of(self, group: PlannedGroup, removal: Removal) -> int:
         """How many of the units that a plan removes from a layer are cut out."""
         piece, labels = group.slices[0], self.coupling.labels
+        if removal.skips(piece.parameter):
+            return len(group.removed)
         weight = next((n for n, name in self.captured.parameters.items() if name == piece.parameter), None)
         entries = (labels.rows, labels.columns)[piece.dim].get(weight)
         if entries is None:
             return 0
         gone = removal.gone(entries)
-        return sum(bool(gone[~piece.keep(unit_alone(group.count, unit))].all()) for unit in group.removed)
+        own = piece.index or torch.arange(len(gone)).view(group.count, piece.block).tolist()
+        return sum(bool(gone[list(own[unit])].all()) for unit in group.removed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,10 +237,3 @@ def slim(model: nn.Module, plan: Plan, example: Tensor, repair: Repair | None = 
         what this raises.
     """
     return Slimmer(model, example).slim(plan, repair)
-
-
-def unit_alone(count: int, unit: int) -> Tensor:
-    """Bool ``[count]``: all units but one."""
-    others = torch.ones(count, dtype=torch.bool)
-    others[unit] = False
-    return others

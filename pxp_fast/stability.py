@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
+import operator
 import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,9 +17,9 @@ from .errors import PxpError, ScoresError
 from .files import atomic_write
 from .plan import removed_units
 from .progress import Track
+from .ranking import Ranking
 from .scores import Scores
 from .scores_samples import add_up
-from .units import KINDS
 
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 _CONFIDENCE = 0.95
@@ -140,17 +142,23 @@ def stability(
         raise ScoresError(
             "these scores do not tell images apart; score again with per_sample=True (pxp-fast score --per-sample)"
         )
+    if not isinstance(rate, numbers.Real):
+        raise PxpError(f"rate is {rate!r}; it is the fraction of units to remove, such as 0.3")
     options = {"units": None if units is None else tuple(units), "scope": scope}
     options |= {"magnitude": magnitude, "absolute": absolute}
     chosen = removed_units(scores, rate, **options)
     if not bool(chosen.any()):
         raise PxpError(f"at rate {rate} none of the {len(chosen)} units is removed; give a higher rate")
     wanted = _sizes(sizes, scores.sample_labels)
-    drawn = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    drawn = (
+        tuple(range(seeds))
+        if isinstance(seeds, int)
+        else _whole(seeds, "seeds", "how many subsets to draw, or their seeds")
+    )
     if not drawn:
         raise PxpError("stability is asked for over no subsets; give one seed at least")
     values = scores.values(magnitude=magnitude, absolute=absolute)
-    ranked = _ranked_together(scores, options["units"], scope)
+    ranked = Ranking(scores, **options).pools
     overlaps, taus = (torch.empty(len(wanted), len(drawn), dtype=torch.float64) for _ in range(2))
     for column, seed in enumerate(progress(drawn, "subsets", len(drawn)) if progress is not None else drawn):
         for row, part in enumerate(_growing(scores, wanted, seed)):
@@ -210,7 +218,10 @@ def _growing(scores: Scores, sizes: Sequence[int], seed: int) -> Iterator[Scores
 
 def _sizes(given: Iterable[int] | None, labels: Tensor) -> tuple[int, ...]:
     fewest = int(labels.bincount()[labels.unique()].min())
-    wanted = [*(size for size in SIZES if size < fewest), fewest] if given is None else sorted(set(given))
+    if given is None:
+        wanted = [*(size for size in SIZES if size < fewest), fewest]
+    else:
+        wanted = sorted(set(_whole(given, "sizes", "whole numbers of images per class")))
     if not wanted or wanted[0] < 1 or wanted[-1] > fewest:
         raise PxpError(
             f"subsets of {wanted} images per class are asked for; every class has {fewest} or more: choose from "
@@ -219,15 +230,12 @@ def _sizes(given: Iterable[int] | None, labels: Tensor) -> tuple[int, ...]:
     return tuple(wanted)
 
 
-def _ranked_together(scores: Scores, units: tuple[str, ...] | None, scope: str) -> list[Tensor]:
-    """Positions of the units that are ranked among each other: of each kind, or of all."""
-    kind_of = [group.kind for group in scores.units for _ in range(group.count)]
-    apart = [
-        torch.tensor([position for position, kind in enumerate(kind_of) if kind == one])
-        for one in KINDS
-        if one in kind_of and (units is None or one in units)
-    ]
-    return [torch.cat(apart)] if scope == "global" else apart
+def _whole(given: Iterable[int], name: str, wanted: str) -> tuple[int, ...]:
+    """The whole numbers given; PxpError where they are something else."""
+    try:
+        return tuple(map(operator.index, given))
+    except TypeError as error:
+        raise PxpError(f"{name} are {given!r}; give {wanted}") from error
 
 
 def _agreement(values: Tensor) -> Agreement:

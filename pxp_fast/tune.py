@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from . import environment
-from .errors import NumericalError, PlanError, PxpError
+from .errors import DataError, NumericalError, PlanError, PxpError
 from .evaluate import RATES
-from .lrp import Composite
+from .lrp import Composite, capture
 from .lrp.composites import PRESETS
 from .progress import Track
 from .scoring import model_name_of
@@ -38,12 +38,14 @@ def tune(
     *,
     held_out: Batches | None = None,
     out: str | os.PathLike[str] = "tune",
+    cache: str | os.PathLike[str] | None = None,
     trials: int = 40,
     objective: str = "a-pr",
     sampler: str = "tpe",
     space: Space | dict | None = None,
     seed: int = 0,
     units: Iterable[str] | None = None,
+    initial: str = "bounded",
     scope: str = "kind",
     absolute: str = "pxp",
     device: torch.device | str | None = None,
@@ -75,19 +77,23 @@ def tune(
     out
         The folder: ``best.json`` (the composite, as :meth:`Composite.load` and ``score --composite`` take it),
         ``tune.json``, ``study.journal`` and ``cache/``.
+    cache
+        Where scores and judgements are kept; default: ``cache/`` in `out`. Searches that share it, for different
+        objectives say, share all that they have in common.
     trials
         How many there are to be in the end, with those that `out` holds already.
     objective
         ``"a-pr"``: mean accuracy over the rates 0, 0.05 ... 0.95; ``"top-pr"``: the highest of these rates that keeps
         95 % of the accuracy; ``"rate:0.5"``: accuracy with half of the units removed; ``"flops:0.5"``: accuracy at half
-        of the FLOPs (:class:`pxp_fast.tuning.flops.Flops`).
+        of the FLOPs, those of the slimmed network.
     sampler
-        ``"tpe"``, ``"gp"`` (a Gaussian process) or ``"random"``.
+        ``"tpe"``; ``"gp"``, a Gaussian process, for which ten trials are drawn at random first (named composites count)
+        and none is given up; or ``"random"``.
     space
         Where to look: a :class:`pxp_fast.tuning.space.Space`, or the mapping of one.
     seed
         Of the sampler: the same gives the same trials, in one process.
-    units, device, dtype, exact, graph, model_name
+    units, initial, device, dtype, exact, graph, model_name
         As for :func:`pxp_fast.score`.
     scope, absolute
         As for :func:`pxp_fast.plan`.
@@ -109,7 +115,8 @@ def tune(
         Optuna is missing, an option is not known, `out` belongs to another search, images that judge also score ...
     """
     require_extra()
-    from .tuning.identity import digest, digest_of_images, digest_of_weights, refuse_overlap
+    from .tuning.cache import Cache
+    from .tuning.identity import digest, digest_of_graph, digest_of_images, digest_of_weights, refuse_overlap
     from .tuning.objective import Objective
     from .tuning.records import Tuning
     from .tuning.space import Space, uses_of
@@ -123,46 +130,59 @@ def tune(
     space = space if isinstance(space, Space) else Space.of(space or {})
     kinds = tuple(units) if units is not None else None
     splits = {"tuning": judging} | ({} if held_out is None else {"held-out": held_out})
-    refuse_overlap({"score": reference, "judge": judging, "are held out": held_out})
+    parts = {"scoring": reference, **splits}
+    images = {name: digest_of_images(batches) for name, batches in parts.items()}
+    refuse_overlap(parts, images)
+    example = _first(reference)
+    captured = capture(model, example)
     scored_by = {
         "model": model_name or model_name_of(model),
+        "architecture": digest_of_graph(captured),
         "weights": digest_of_weights(model),
-        "scoring_images": digest_of_images(reference),
-        "judging_images": digest_of_images(judging),
-        "held_out_images": digest_of_images(held_out),
+        "scoring_images": images["scoring"],
         "units": list(kinds or ()),
-        "scope": scope,
-        "absolute": absolute,
+        "initial": initial,
         "dtype": str(dtype),
-        "judging_dtype": str(judging_dtype),
         "exact": exact,
         "version": __version__,
     }
-    made_for = scored_by | {"objective": str(goal), "search_space": space.model_dump(mode="json")}
+    judged_by = {"scope": scope, "absolute": absolute, "judging_dtype": str(judging_dtype)}
+    scored = Path(cache or folder / "cache") / digest(scored_by)
+    made_for = scored_by | judged_by | {
+        "judging_images": images["tuning"],
+        "held_out_images": images.get("held-out"),
+        "objective": str(goal),
+        "search_space": space.model_dump(mode="json"),
+        "sampler": sampler,
+        "seed": seed,
+    }  # fmt: skip
     judge = Judge(
         model,
         reference,
         splits,
-        folder / "cache" / digest(scored_by),
-        scoring_options={"units": kinds, "device": device, "dtype": dtype, "exact": exact, "graph": graph,
-                         "model_name": made_for["model"]},
+        Cache(scored, {split: scored / f"judged-{digest([judged_by, images[split]])}" for split in splits}),
+        example=example,
+        scoring_options={"units": kinds, "initial": initial, "device": device, "dtype": dtype, "exact": exact,
+                         "graph": graph, "model_name": made_for["model"]},
         plan_options={"scope": scope, "absolute": absolute},
         dtype=judging_dtype,
         progress=progress,
     )  # fmt: skip
     study = Study(folder, sampler, seed, made_for)
-    uses = uses_of(model, judge.example, kinds)
-    presets, missing = _presets(space, uses)
+    uses = uses_of(captured, kinds)
+    flat = sampler == "gp"
+    presets, missing = _presets(space, uses, flat)
     study.enqueue(presets)
     with Worker(folder / "workers") as worker:
         while (trial := study.next(worker, trials)) is not None:
-            candidate = space.suggest(trial, uses)
+            candidate = space.suggest(trial, uses, flat)
             trial.set_user_attr("composite", candidate.composite.describe())
             trial.set_user_attr("magnitude", candidate.magnitude)
             _attempt(study, trial, candidate, judge, goal)
             say(_line(study, trial.number, goal))
     with locked(folder / ".conclusion.lock"):  # of several processes the last to end knows most
         best, epsilon = _best(study, judge, goal)
+        importance, importance_trials = study.importance()
         tuning = Tuning(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             objective=str(goal),
@@ -176,7 +196,8 @@ def tune(
             trials=tuple(_record(trial) for trial in study.finished()),
             missing_presets=tuple(missing),
             running=study.running(),
-            importance=study.importance(),
+            importance=importance,
+            importance_trials=importance_trials,
             environment=environment.describe(torch.device(device or next(model.parameters()).device)),
         )
         tuning.composite.save(folder / "best.json")
@@ -190,14 +211,22 @@ def require_extra() -> None:
         raise PxpError("tuning needs optuna; install it with: pip install 'pxp_fast[tune]'")
 
 
-def _presets(space: Space, uses: Uses) -> tuple[dict[str, dict[str, Any]], list[str]]:
+def _first(reference: Batches) -> Tensor:
+    """The first images that score, ``[N, C, H, W]``."""
+    first = next(iter(reference), None)
+    if first is None:
+        raise DataError("the reference set is empty, so there is nothing to score; check the folder and classes")
+    return first[0]
+
+
+def _presets(space: Space, uses: Uses, flat: bool) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """The parameters of the named composites that the space holds, and the names of those that it does not."""
     from .tuning.space import Candidate
 
     found: dict[str, dict[str, Any]] = {}
     missing: list[str] = []
     for name in sorted(PRESETS, key=lambda name: name != "epsilon"):
-        parameters = space.parameters_of(Candidate(PRESETS[name], space.magnitude[0]), uses)
+        parameters = space.parameters_of(Candidate(PRESETS[name], space.magnitude[0]), uses, flat)
         if parameters is None:
             missing.append(name)
         elif parameters not in found.values():  # two that differ in what has no bearing here

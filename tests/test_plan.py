@@ -126,7 +126,7 @@ def test_a_rate_outside_its_range_is_refused(scores, rate):
 
 
 @pytest.mark.parametrize(
-    "options", [{"order": "best"}, {"scope": "layer"}, {"norm": "some"}, {"absolute": "maybe"}, {"units": ["weight"]}]
+    "options", [{"order": "best"}, {"scope": "layers"}, {"norm": "some"}, {"absolute": "maybe"}, {"units": ["weight"]}]
 )
 def test_an_option_that_does_not_exist_is_named(scores, options):
     (name, value), *_ = options.items()

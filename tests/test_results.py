@@ -3,17 +3,39 @@
 import json
 
 import pytest
-from report.examples import heat_maps, results
+from report.examples import heat_maps, results, slimmed
 
 from pxp_fast.errors import PxpError
 from pxp_fast.heatmaps import HeatMaps
 from pxp_fast.results import Hits, Results
 
 
-def test_results_come_back_as_they_were(tmp_path):
-    found = results()
+@pytest.mark.parametrize("found", [results(), slimmed()])
+def test_results_come_back_as_they_were(tmp_path, found):
     found.save(tmp_path / "results.json")
     assert Results.load(tmp_path / "results.json") == found
+
+
+def test_files_from_before_networks_became_smaller_are_still_read(tmp_path):
+    found = results()
+    content = json.loads(found.model_dump_json())
+    for name in ("paired", "slimmed", "costs", "agreement"):
+        del content[name]
+    for name in ("before", "after"):
+        content[name] = {"correct": content[name]["correct"], "total": content[name]["total"]}
+    for layer in content["layers"]:
+        del layer["cut"], layer["zeros"]
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    assert Results.load(tmp_path / "results.json") == found
+
+
+def test_the_file_holds_what_is_computed_from_it():
+    content = json.loads(slimmed().model_dump_json())
+    assert content["after"]["accuracy"] == 0.81
+    assert content["after"]["interval"] == pytest.approx([0.762, 0.850], abs=1e-3)
+    assert content["paired"]["difference"] == -0.09 and content["paired"]["p_value"] < 1e-4
+    assert content["costs"]["promised"] == 1.7
+    assert [layer["zeros"] for layer in content["layers"]] == [0, 3]
 
 
 @pytest.mark.parametrize(

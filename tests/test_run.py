@@ -5,13 +5,17 @@ import shlex
 
 import pytest
 import torch
-from pictures_on_disk import coloured_folder, write_module
+from pictures_on_disk import batches, coloured_folder, write_module
 from PIL import Image
+from safetensors.torch import save
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 import pxp_fast as pxp
 from pxp_fast.config import RunConfig
 from pxp_fast.errors import CaptureError, DataError, ModelError, NumericalError, OutputError, PxpError
+from pxp_fast.loader import Loader
 from pxp_fast.models import load
 from pxp_fast.results import Results
 from pxp_fast.run import run
@@ -30,6 +34,7 @@ def config(place, network="classifier", **changes) -> RunConfig:
     options = {
         "model": f"{module}:{network}", "data": str(folder / "images"), "out": folder / "out", "rate": 0.5,
         "samples_per_class": 2, "random_seeds": 2, "heatmaps": 2, "device": "cpu",
+        "slim": False,
     }  # fmt: skip
     return RunConfig(**(options | changes))
 
@@ -53,7 +58,7 @@ def judged_by_hand(module: str, folder, skip: set[str], removed: tuple[int, ...]
 
 def test_a_run_leaves_files_whose_numbers_are_right(place):
     folder, module = place
-    result = run(config(place))
+    result = run(config(place, slim=True))
     out = folder / "out"
     assert {path.name for path in out.iterdir()} == {
         "scores.safetensors", "plan.json", "heatmaps.safetensors", "results.json", "report.html"
@@ -91,11 +96,94 @@ def test_a_run_leaves_files_whose_numbers_are_right(place):
     assert found.command.startswith(f"pxp-fast run {module}:classifier --data ")
 
 
+def test_the_smaller_network_is_judged_and_measured(place):
+    folder, module = place
+    result = run(config(place, slim=True))
+    found, plan = result.results, pxp.Plan.load(folder / "out" / "plan.json")
+    assert (found.slimmed.cut, found.slimmed.zeros, found.slimmed.problem) == (3, 0, None)
+    assert [(layer.cut, layer.zeros) for layer in found.layers] == [(3, 0)]
+    assert found.slimmed.difference <= 1e-5 and found.slimmed.compared == 8
+    whole, network = load(f"{module}:classifier").model, load(f"{module}:classifier").model
+    pxp.apply_mask(network, plan)
+    small = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                          nn.Linear(3, 3))  # fmt: skip
+    kept = [unit for unit in range(6) if unit not in plan.groups[0].removed]
+    small.load_state_dict({"0.weight": network[0].weight[kept], "0.bias": network[0].bias[kept],
+                           "4.weight": network[4].weight[:, kept], "4.bias": network[4].bias})  # fmt: skip
+    for position, one in enumerate((whole, small)):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            one(torch.zeros(1, 3, 16, 16))
+        assert found.costs.flops[position] == counter.get_total_flops()
+        assert found.costs.parameters[position] == sum(p.numel() for p in one.parameters())
+        assert found.costs.bytes[position] == len(save(one.state_dict()))
+    assert [timed.batch for timed in found.costs.latency] == [1, 32]
+
+    from pxp_fast.selection import scoring_and_judging
+
+    loaded = load(f"{module}:classifier")
+    images, labels = batches(Loader(scoring_and_judging(config(place), loaded)[1]))
+    was, now = ((one(images).argmax(1) == labels) for one in (whole, small))
+    counts = [int((a & b).sum()) for a, b in ((was, now), (was, ~now), (~was, now), (~was, ~now))]
+    paired = found.paired
+    assert [paired.both, paired.lost, paired.gained, paired.neither] == counts
+    assert paired.difference == pytest.approx(found.after.accuracy - found.before.accuracy)
+    assert found.slimmed.masked == found.after
+    content = json.loads((folder / "out" / "results.json").read_text())
+    assert content["after"]["interval"] == list(found.after.interval)
+    assert content["paired"]["interval"] == list(found.paired.interval)
+    assert content["costs"]["promised"] == pytest.approx(found.costs.flops[0] / found.costs.flops[1])
+
+
+def test_explanations_are_compared_on_more_images_than_are_shown(place):
+    folder, _ = place
+    from pxp_fast.heatmaps import HeatMaps
+
+    found = run(config(place, slim=True, random_seeds=0)).results
+    assert [record.measure for record in found.agreement] == ["cosine", "overlap", "rank"]
+    assert all(len(record.values) == found.evaluation.read == 18 for record in found.agreement)
+    maps = HeatMaps.load(folder / "out" / "heatmaps.safetensors", found.heatmaps)
+    shown = torch.nn.functional.cosine_similarity(maps.before.flatten(1).float(), maps.after.flatten(1).float())
+    assert found.agreement[0].values[:2] == pytest.approx(shown.tolist(), abs=2e-3)
+    assert [record.similarity for record in found.heatmaps] == list(found.agreement[0].values[:2])
+
+
+def test_masks_alone_are_one_option_away(place):
+    folder, _ = place
+    found = run(config(place, random_seeds=0, heatmaps=0)).results
+    assert found.slimmed is None and found.costs is None
+    assert [layer.cut for layer in found.layers] == [None]
+    assert found.paired.both + found.paired.lost == found.before.correct
+    page = (folder / "out" / "report.html").read_text()
+    assert "set to zero" in page and "The smaller network" not in page
+
+
+def test_a_network_that_cannot_be_slimmed_goes_on_with_masks(place):
+    folder, module = place
+    with open(folder / f"{module}.py", "a") as source:
+        source.write(
+            "\n\nclass Stubborn(nn.Module):\n"
+            "    def __init__(self):\n"
+            "        super().__init__()\n"
+            "        self.built = classifier()\n"
+            "        self.pxp_input = self.built.pxp_input\n\n"
+            "    def forward(self, x):\n"
+            "        return self.built(x) * self.built[0].out_channels\n"
+        )
+    said = []
+    found = run(config(place, "Stubborn", slim=True, random_seeds=0), say=said.append).results
+    assert "does not compute what the masked one does" in found.slimmed.problem
+    assert (found.slimmed.cut, found.slimmed.zeros, found.costs) == (0, 3, None)
+    assert [(layer.cut, layer.zeros) for layer in found.layers] == [(None, 3)]
+    assert found.slimmed.masked == found.after
+    assert any("could not be made smaller, and goes on with masks: the slimmed Stubborn" in line for line in said)
+    assert "could not be made smaller" in (folder / "out" / "report.html").read_text()
+
+
 def test_the_heat_maps_are_those_of_the_network_whole_and_pruned(place):
     folder, module = place
     from pxp_fast.heatmaps import HeatMaps
 
-    result = run(config(place))
+    result = run(config(place, slim=True))
     maps = HeatMaps.load(folder / "out" / "heatmaps.safetensors", result.results.heatmaps)
     plan = pxp.Plan.load(folder / "out" / "plan.json")
     network = load(f"{module}:classifier").model

@@ -13,6 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import pxp_fast as pxp
+from pxp_fast import ops
 from pxp_fast.errors import DataError, PxpError, ScoresError
 from pxp_fast.scores import ScoresHeader
 
@@ -32,11 +33,11 @@ def batches(images, labels, *sizes):
     return list(zip(images.split(sizes), labels.split(sizes), strict=True))
 
 
-def per_image(model, images, labels) -> dict[str, torch.Tensor]:
+def per_image(model, images, labels, initial="bounded") -> dict[str, torch.Tensor]:
     """Relevance maps [N, units, positions] of the filters and neurons of `cnn`, from single images."""
     maps = {"0": [], "4": [], "7": []}
     for image, label in zip(images, labels, strict=True):
-        found = Definition(model)(image[None], label[None])
+        found = Definition(model)(image[None], label[None], initial)
         for name, kept in maps.items():
             kept.append(found.at[name].flatten(2) if found.at[name].dim() == 4 else found.at[name].unsqueeze(-1))
     return {name: torch.cat(kept) for name, kept in maps.items()}
@@ -79,14 +80,14 @@ def test_heads_and_token_neurons_aggregate_as_pxp_does():
     heads, neurons = torch.zeros(2, 3, dtype=torch.float64), torch.zeros(2, 48, dtype=torch.float64)
     signed = torch.zeros(2, 48, dtype=torch.float64)
     for image, label in zip(images.double(), labels, strict=True):
-        found = Definition(explicit)(image[None], label[None])
+        found = Definition(explicit)(image[None], label[None], "one")
         for block in range(2):
             for head in range(3):
                 for query in range(17):
                     heads[block, head] += found.attention[block][0, head, query].sum().abs() / 3
             neurons[block] += found.at[f"blocks.{block}.fc1"][0].abs().sum(0) / 3
             signed[block] += found.at[f"blocks.{block}.fc1"][0].sum(0) / 3
-    scores = pxp.score(model, batches(images.double(), labels, 2, 1))
+    scores = pxp.score(model, batches(images.double(), labels, 2, 1), initial="one")
     for block in range(2):
         torch.testing.assert_close(scores.of(f"blocks.{block}.attn"), heads[block], rtol=1e-8, atol=0)
         torch.testing.assert_close(scores.of(f"blocks.{block}.mlp.fc1"), neurons[block], rtol=1e-8, atol=0)
@@ -115,8 +116,22 @@ def test_the_logit_as_initial_relevance_weighs_the_samples(cnn):
     model, images, labels = cnn
     scores = pxp.score(model, batches(images, labels, 7), initial="logit")
     logits = model(images).gather(1, labels[:, None]).detach()
-    truth = (per_image(model, images, labels)["4"].sum(2) * logits).abs().mean(0)
+    truth = (per_image(model, images, labels, "one")["4"].sum(2) * logits).abs().mean(0)
     torch.testing.assert_close(scores.of("4"), truth, rtol=1e-8, atol=0)
+
+
+def test_by_default_an_image_whose_logit_is_small_counts_less(cnn):
+    model, images, labels = cnn
+    scores = pxp.score(model, batches(images, labels, 4, 3), per_sample=True)
+    ones = pxp.score(model, batches(images, labels, 4, 3), per_sample=True, initial="one")
+    logits = model(images).detach()
+    at = logits.gather(1, labels[:, None]).abs()
+    weight = at / at.maximum(logits.square().mean(1, keepdim=True).sqrt())
+    assert weight.min() < 0.5 and weight.max() == 1
+    truth = ones.sample_table * weight.unsqueeze(1)
+    torch.testing.assert_close(scores.sample_table, truth, rtol=1e-10, atol=0)
+    torch.testing.assert_close(scores.totals[ops.SAMPLE_ABSOLUTE], truth[:, 0].abs().sum(0), rtol=1e-10, atol=0)
+    assert (scores.header.initial, ones.header.initial) == ("bounded", "one")
 
 
 def test_a_file_brings_everything_back(cnn, tmp_path):
@@ -130,7 +145,7 @@ def test_a_file_brings_everything_back(cnn, tmp_path):
     assert loaded.units == scores.units and loaded.samples == scores.samples == 7
     header = loaded.header
     assert header == scores.header
-    assert (header.model, header.data, header.samples, header.initial) == ("tiny", data, 7, "one")
+    assert (header.model, header.data, header.samples, header.initial) == ("tiny", data, 7, "bounded")
     groups = dict.fromkeys(("low", "mid", "high", "fully_connected", "softmax"), "epsilon")
     assert header.composite == {"name": "epsilon", "stabilizer": 1e-6} | groups
     assert header.versions["torch"] == torch.__version__

@@ -44,7 +44,7 @@ def test_batches_change_scores_of_some_images_by_rounding_alone():
     with torch.inference_mode():
         again = pxp.score(model, [(images, labels)] * 30, per_sample=True)  # more than room was made for
     assert len(again.sample_table) == 330 and not again.sample_table.is_inference()
-    table = Relevance(model, images).run(images, labels)
+    table = Relevance(model, images).run(images, labels, "bounded")
     torch.testing.assert_close(whole.sample_table, table.transpose(0, 1), rtol=1e-11, atol=1e-16)
 
 
@@ -63,6 +63,7 @@ def test_classes_are_told_apart_by_their_images_too():
     keep = [0, 3]
     torch.testing.assert_close(found.for_classes(keep).totals, apart.for_classes(keep).totals, rtol=1e-12, atol=1e-16)
     assert found.for_classes(keep).header == apart.for_classes(keep).header
+    assert torch.equal(found.for_classes(keep).sample_labels.unique(), torch.tensor(keep))
     with pytest.raises(ScoresError, match="choose from the 3 classes that have images: 0, 2, 3"):
         found.for_classes([7])
 

@@ -9,10 +9,15 @@ import torch
 from test_step import batches, cnn
 
 import pxp_fast as pxp
+from pxp_fast.data import demo_images
 from pxp_fast.errors import PxpError, ScoresError
+from pxp_fast.loader import Loader
+from pxp_fast.models import load
+from pxp_fast.plan import removed_units
 from pxp_fast.scores import ScoresHeader
+from pxp_fast.selection import interleaved
 from pxp_fast.stability import kendall_tau, overlap
-from pxp_fast.stopping import Watch
+from pxp_fast.stopping import StabilityWarning, Watch, in_words
 
 GROUPS = (pxp.UnitGroup("a", "filter", 12, ()), pxp.UnitGroup("b", "neuron", 20, ()))
 
@@ -198,6 +203,90 @@ def test_scoring_that_stops_has_the_scores_of_the_images_it_took():
     assert torch.equal(again.totals, scores.totals) and again.header == scores.header
     whole = pxp.score(model, data[:3], until_stable=pxp.UntilStable(checks=9))
     assert not whole.header.until_stable["stable"] and whole.samples == 6
+
+
+def demonstration(name, per_class):
+    """A demo network, and its reference images in balanced order."""
+    loaded = load(f"demo:{name}")
+    images = demo_images("reference", model=loaded, samples_per_class=per_class)
+    return loaded.model, Loader(interleaved(images, seed=0), batch_size=16)
+
+
+@pytest.mark.parametrize("name", ["vgg", "resnet", "vit"])
+def test_the_plan_at_which_scoring_stops_is_that_of_all_images(name):
+    model, loader = demonstration(name, 50)
+    full = pxp.score(model, loader, initial="bounded")
+    wanted = pxp.UntilStable(rates=(0.3, 0.5))
+    found = pxp.score(model, loader, initial="bounded", until_stable=wanted)
+    record = found.header.until_stable
+    assert record["stable"] and found.samples < full.samples == 500
+    for rate in wanted.rates:
+        assert overlap(removed_units(found, rate), removed_units(full, rate)) >= wanted.overlap - 0.02
+    assert "of the relevance" not in in_words(record, 500)
+
+
+def test_an_image_that_outweighs_the_others_is_named_with_its_share():
+    model, loader = demonstration("resnet", 20)
+    for per_sample in (True, False):
+        with pytest.warns(StabilityWarning, match="one image carries"):
+            scores = pxp.score(
+                model, loader, initial="one", until_stable=pxp.UntilStable(overlap=1.0), per_sample=per_sample
+            )
+        if per_sample:
+            relevance = scores.sample_table[:, 1].double().sum(1)
+            share = float(relevance.max() / relevance.sum())
+            assert share > 5 / scores.samples
+        record = scores.header.until_stable
+        assert record["largest_share"] == pytest.approx(share)
+        times = f"{share * scores.samples:.0f} times its part"
+        assert f"one image carries {share:.1%} of the relevance, {times}" in in_words(record, 200)
+
+
+def test_images_that_come_in_one_batch_are_not_called_unstable():
+    scores = pxp.score(cnn(), batches(40), until_stable=pxp.UntilStable())
+    record = scores.header.until_stable
+    assert not record["stable"] and record["history"] == []
+    words = in_words(record, 40)
+    assert words.startswith("all 40 images scored, in too few batches to compare") and "not yet stable" not in words
+    assert "smaller batches" in words
+
+
+def test_a_rate_at_which_nothing_is_removed_is_refused():
+    for rates, units in (((0.5, 0.05), GROUPS[:1]), ((0.01,), GROUPS)):
+        with pytest.raises(PxpError, match=rf"at rate {rates[-1]:g} none of the {sum(g.count for g in units)} units"):
+            Watch(pxp.UntilStable(rates=rates), units)
+    Watch(pxp.UntilStable(rates=(0.05,)), GROUPS)  # one of twenty neurons
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rates": 0.3}, "rates are 0.3; give a tuple of fractions"),
+        ({"rates": ("0.3",)}, "rates are"),
+        ({"checks": 2.5}, "checks is 2.5"),
+        ({"every": 1.0}, "every is 1.0"),
+        ({"checks": True}, "checks is True"),
+        ({"overlap": "0.9"}, "overlap is '0.9'"),
+    ],
+)
+def test_conditions_of_another_type_are_refused(options, message):
+    with pytest.raises(PxpError, match=message):
+        pxp.UntilStable(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sizes": [1.5]}, r"sizes are \[1.5\]; give whole numbers of images per class"),
+        ({"sizes": 3}, "sizes are 3; give whole numbers"),
+        ({"seeds": 2.5}, "seeds are 2.5; give how many subsets to draw, or their seeds"),
+        ({"seeds": ["a"]}, "seeds are"),
+        ({"rate": "half"}, "rate is 'half'; it is the fraction"),
+    ],
+)
+def test_studies_of_another_type_are_refused(options, message):
+    with pytest.raises(PxpError, match=message):
+        pxp.stability(synthetic(), **options)
 
 
 @pytest.mark.parametrize("options", [{"rates": ()}, {"rates": (0,)}, {"overlap": 0}, {"checks": 0}, {"every": 0}])

@@ -1,5 +1,6 @@
 """Tasks and studies of the reference set on the command line: each beside the library, or worked out a second time."""
 
+import dataclasses
 import json
 
 import pytest
@@ -50,6 +51,44 @@ def test_scores_of_every_image_answer_for_the_paths_they_name(place):
         assert found.header.data["paths"] == [paths[position]]
     found = output("plan", "out", "--rate", 0.5, "--classes", 2)
     assert "3 of 6 units to remove" in found
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--keep-classes", "0,1", "--forget-classes", "1"], "classes [1] are both to be kept and to be forgotten"),
+        (["--forget-classes", "1", "--criterion", "magnitude"], "scores by magnitude are from no images"),
+        (
+            ["--keep-classes", "1", "--criterion", "combination", "--criterion-options", '{"how": "rank"}'],
+            "ranks in one",
+        ),
+        (["--forget-classes", "1", "--until-stable", "0.3"], "--until-stable watches the plan from all classes"),
+        (["--forget-classes", "7"], "no images of the classes [7] score: keep and forget some of 0, 1, 2"),
+        (["--forget-classes", "0,1,2"], "classes [0, 1, 2] are all that have images, so none is left to be kept"),
+        (["--task-classes", "2", "--task-seed", "5", "--keep-classes", "1"], "no images of the classes [1] score"),
+    ],
+)
+def test_classes_that_no_plan_can_be_made_from_are_refused_before_anything_is_scored(place, words, complaint):
+    folder, network = place
+    found = invoke("run", network, "--data", "images", "--device", "cpu", "--samples-per-class", 2, *words)
+    assert found.exit_code in (1, 2) and complaint in " ".join(found.output.replace("│", " ").split())
+    assert not (folder / "out" / "scores.safetensors").exists()
+
+
+def test_classes_kept_of_a_task_go_by_their_labels(place):
+    """The task's classes are 0 and 2, which the sliced network calls 0 and 1."""
+    folder, network = place
+    words = [network, "--data", "images", "--device", "cpu", "--samples-per-class", 2, "--task-classes", 2]
+    words += ["--task-seed", 5, "--per-class"]
+    output("score", *words)
+    scores = pxp.Scores.load(folder / "out" / "scores.safetensors")
+    assert scores.header.data["task"]["classes"] == [0, 2]
+    output("run", *words, "--keep-classes", 2, "--out", "run", "--heatmaps", 0, "--random-seeds", 0, "--rate", 0.5)
+    plan = pxp.Plan.load(folder / "run" / "plan.json")
+    alone = dataclasses.replace(scores, totals=scores.class_totals[1])
+    assert plan.groups[0].removed == pxp.plan(alone, 0.5).groups[0].removed
+    output("plan", "out", "--keep-classes", 2, "--rate", 0.5)
+    assert pxp.Plan.load(folder / "out" / "plan.json").groups == plan.groups
 
 
 def test_stability_prints_and_writes_what_the_library_says(place):

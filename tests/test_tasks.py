@@ -65,13 +65,13 @@ def test_a_sliced_networks_plan_fits_the_whole_one():
     task = pxp.Task((7, 0, 4))
     small = task.slice(model, images)
     own = [(images.double(), task.labels(torch.tensor([0, 7, 4, 4, 0, 7])))]
-    scores = pxp.score(small, own)
+    scores = pxp.score(small, own, initial="one")
     plan = pxp.plan(scores, 0.5)
     with torch.no_grad(), pxp.masked(model, plan), pxp.masked(small, plan):
         torch.testing.assert_close(small(images.double()), model(images.double())[:, [7, 0, 4]])
     # Relevance enters at one logit: neither removing the others nor zeroing them changes it.
     for other in (model, task.zero(model, images)):
-        found = pxp.score(other, [(images.double(), torch.tensor([0, 7, 4, 4, 0, 7]))])
+        found = pxp.score(other, [(images.double(), torch.tensor([0, 7, 4, 4, 0, 7]))], initial="one")
         torch.testing.assert_close(found.totals, scores.totals, rtol=1e-9, atol=1e-16)
 
 

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 import pxp_fast as pxp
 from pxp_fast import data, selection
+from pxp_fast.budget_search import rate_leaving
 from pxp_fast.cli import app
 from pxp_fast.config import TuneConfig
 from pxp_fast.demo import network
@@ -28,14 +29,16 @@ from pxp_fast.demo.networks import ViT
 from pxp_fast.errors import OutputError, PlanError, PxpError
 from pxp_fast.evaluate import RATES
 from pxp_fast.loader import Loader
+from pxp_fast.lrp import capture
 from pxp_fast.lrp.composites import PRESETS
 from pxp_fast.lrp.registry import RULES
 from pxp_fast.report import tuning as page
 from pxp_fast.tuning import storage
-from pxp_fast.tuning.flops import Flops
+from pxp_fast.tuning.identity import digest_of_graph, digest_of_images
 from pxp_fast.tuning.objective import Objective
 from pxp_fast.tuning.records import Tuning
 from pxp_fast.tuning.space import Candidate, Space, Uses, uses_of
+from pxp_fast.tuning.study import Study
 
 ROOT = Path(__file__).parents[1]
 SPACE = {"rules": ["epsilon"], "softmax": ["epsilon"], "stabilizer": [1e-6, 1e3]}
@@ -101,7 +104,30 @@ def test_objectives_of_hand_made_accuracies():
 def test_the_steps_of_an_objective_are_the_twenty_rates(name):
     steps = Objective.parse(name).steps()
     assert sorted(rate for step in steps for rate in step) == list(RATES)
-    assert all(max(step) - min(step) >= 0.7 for step in steps)
+    assert steps[0][0] == 0 and all(max(step) - min(step) >= 0.5 for step in steps)
+
+
+def test_top_pr_of_the_first_step_is_measured_against_the_unpruned_network():
+    objective = Objective("top-pr")
+    collapsed, good = ({rate: 0.1 if rate > last else 0.8 for rate in objective.steps()[0]} for last in (0.0, 0.6))
+    assert objective.value(collapsed) == 0 and objective.value(good) == 0.6
+
+
+def test_a_search_for_top_pr_gives_up_what_has_collapsed(tmp_path):
+    found = search(tmp_path, trials=16, objective="top-pr", seed=5)
+    pruned, model = [t for t in found.trials if t.state == "pruned"], classifier()
+    assert pruned
+    for trial in found.trials:
+        scores = pxp.score(model, Images(1), composite=pxp.Composite.from_mapping(trial.composite))
+        curve = pxp.sweep(model, scores, Images(2), magnitude=trial.magnitude)
+        kept = {rate for rate, accuracy in zip(RATES, curve.accuracies, strict=True)
+                if accuracy >= 0.95 * curve.accuracies[0]}  # fmt: skip
+        judged = set()
+        for step, value in zip(Objective("top-pr").steps(), trial.intermediate, strict=False):
+            judged |= set(step)
+            assert value == max(kept & judged)
+        if trial.state == "complete":
+            assert trial.value == max(kept)
 
 
 def test_what_is_found_is_what_scoring_and_sweeping_by_hand_find(whole):
@@ -161,6 +187,26 @@ def test_nothing_is_scored_or_judged_twice(tmp_path):
     assert files(tmp_path / "cache", "safetensors") == scored and files(tmp_path / "cache", "json") == judged
 
 
+def test_searches_that_share_a_cache_repeat_no_attribution_and_no_judgement(tmp_path):
+    reference, judging = Images(1), Images(2)
+    common = {"trials": 6, "space": SPACE | {"stabilizer": [1e-6, 1e-6]}, "cache": tmp_path / "cache"}
+    first = search(tmp_path / "one", reference=reference, judging=judging, **common)
+    scored, judged = files(tmp_path / "cache", "safetensors"), files(tmp_path / "cache", "json")
+    assert len(scored) == 1 and not (tmp_path / "one" / "cache").exists()
+    read = reference.read, judging.read
+    second = search(tmp_path / "two", reference=reference, judging=judging, objective="top-pr", **common)
+    assert second.epsilon.tuning.accuracies == first.epsilon.tuning.accuracies
+    assert (reference.read, judging.read) == (read[0] + 1 + 1, read[1] + 1)
+    assert files(tmp_path / "cache", "safetensors") == scored and files(tmp_path / "cache", "json") == judged
+    # Other images that judge need no other scores, and have counts of their own.
+    third = search(tmp_path / "three", reference=Images(1), judging=Images(7), **common)
+    assert files(tmp_path / "cache", "safetensors") == scored
+    scores = pxp.score(classifier(), Images(1))
+    assert third.epsilon.tuning.accuracies == pxp.sweep(classifier(), scores, Images(7)).accuracies
+    search(tmp_path / "four", reference=Images(8), judging=Images(2), **common)
+    assert len(files(tmp_path / "cache", "safetensors")) == 2
+
+
 def test_damaged_files_of_the_cache_are_made_again(tmp_path):
     found = search(tmp_path / "one", trials=3)
     for path in (tmp_path / "one" / "cache").rglob("*.*"):
@@ -179,15 +225,57 @@ def test_a_seed_decides_the_trials_however_often_the_search_is_interrupted(whole
     assert other[0] == expected[0] and other[1:] != expected[1:3]
 
 
-def test_a_gaussian_process_samples_too(whole, tmp_path):
-    found = search(tmp_path, trials=12, sampler="gp", seed=5)  # the first ten are drawn at random
-    assert len(found.trials) == 12 and by_number(found)[10:] != by_number(whole[0])[10:12]
+def test_a_gaussian_process_proposes_every_parameter_from_the_eleventh_trial_on(tmp_path, monkeypatch):
+    proposed, sample = {}, optuna.samplers.GPSampler.sample_relative
+
+    def watched(self, study, trial, space):
+        proposed[trial.number] = sample(self, study, trial, space)
+        return proposed[trial.number]
+
+    monkeypatch.setattr(optuna.samplers.GPSampler, "sample_relative", watched)
+    space = {"rules": ["epsilon", "gamma"], "softmax": ["epsilon"], "stabilizer": [1e-6, 1e3]}
+    found = search(tmp_path, trials=13, sampler="gp", seed=5, space=space)
+    assert all(trial.state == "complete" for trial in found.trials)
+    for trial in found.trials[10:]:
+        assert proposed[trial.number] == trial.parameters and len(trial.parameters) >= 4
+        gammas = {name: value for name, value in trial.parameters.items() if name.endswith(".gamma")}
+        assert gammas
+        for name, value in gammas.items():
+            group = name.removesuffix(".gamma")
+            given = trial.composite[group]
+            if trial.parameters[f"{group}.rule"] == "gamma":
+                assert given["gamma"] == float(f"{value:.2g}")
+            else:
+                assert "gamma" not in given
+    assert not any(proposed.get(trial.number) for trial in found.trials[:10])
 
 
-def test_importance_is_a_share_of_each_parameter(whole):
-    shares = whole[0].importance
-    assert set(shares) == {"stabilizer", "magnitude"} and sum(shares.values()) == pytest.approx(1)
-    assert list(shares.values()) == sorted(shares.values(), reverse=True)
+def test_importance_is_that_of_all_trials_however_early_they_were_given_up(tmp_path):
+    study = Study(tmp_path, "random", 0, {})
+    with storage.Worker(tmp_path / "workers") as worker:
+        for _ in range(30):
+            trial = study.next(worker, 30)
+            near, far = trial.suggest_float("near", 0, 1), trial.suggest_float("far", 0, 1)
+            trial.report(near + 0.01 * far, 0)
+            study.tell(trial, 0.5 if trial.number < 5 else None)  # of equal values, or given up
+        shares, count = study.importance()
+        assert count == 30 and set(shares) == {"near", "far"} and sum(shares.values()) == pytest.approx(1)
+        assert list(shares) == ["near", "far"] and shares["near"] > 0.9
+        few = Study(tmp_path / "few", "random", 0, {})
+        for _ in range(19):
+            trial = few.next(worker, 19)
+            few.tell(trial, trial.suggest_float("near", 0, 1))
+        assert few.importance() == ({}, 19)
+
+
+def test_the_page_says_of_how_many_trials_importance_is(whole):
+    found = whole[0]
+    assert (len(found.trials), found.importance, found.importance_trials) == (16, {}, 16)
+    html = page.render(found, "pxp-fast tune")
+    assert "16 trials are too few to tell which parameters matter; it takes 20" in html
+    shares = found.model_copy(update={"importance": {"stabilizer": 0.9, "magnitude": 0.1}, "importance_trials": 31})
+    html = page.render(shares, "pxp-fast tune")
+    assert "too few to tell" not in html and "over all 31 trials, each by the rates that it was judged at first" in html
 
 
 def test_hopeless_trials_are_given_up(whole):
@@ -306,6 +394,7 @@ def test_a_folder_of_another_search_is_refused(tmp_path):
         ({"objective": "top-pr"}, "objective"),
         ({"space": SPACE | {"magnitude": [True]}}, "search space"),
         ({"units": ["filter"]}, "units"),
+        ({"initial": "one"}, "initial"),
     ):
         with pytest.raises(OutputError, match=rf"holds a study with another {name} .*: give another folder with --out"):
             search(tmp_path, trials=1, **options)
@@ -314,7 +403,50 @@ def test_a_folder_of_another_search_is_refused(tmp_path):
         model[0].weight[0] += 1
     with pytest.raises(OutputError, match="another weights"):
         pxp.tune(model, Images(1), Images(2), held_out=Images(3), out=tmp_path, space=SPACE, model_name="small")
+    other = classifier()
+    other[1] = nn.Sigmoid()  # the very same parameters
+    with pytest.raises(OutputError, match="another architecture"):
+        pxp.tune(other, Images(1), Images(2), held_out=Images(3), out=tmp_path, space=SPACE, model_name="small")
     assert len(Tuning.load(tmp_path / "tune.json").trials) == 1
+
+
+class Halved(nn.Module):
+    """What it does to its logits is in no module's description."""
+
+    def __init__(self, halve):
+        super().__init__()
+        self.own, self.halve = classifier(), halve
+
+    def forward(self, x):
+        return self.own(x) / 2 if self.halve else self.own(x).tanh()
+
+
+def test_networks_are_told_apart_by_what_they_compute():
+    digests = [digest_of_graph(capture(Halved(halve), torch.zeros(2, 3, 12, 12))) for halve in (True, False, True)]
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_every_batch_of_a_list_counts():
+    batches = Images(1).batches
+    other = [batches[0], (batches[1][0], batches[1][1].flip(0))]
+    assert digest_of_images(batches) == digest_of_images(list(Images(1)))
+    assert len({digest_of_images(found) for found in (batches, other, batches[:1], batches[::-1])}) == 4
+
+
+@pytest.mark.parametrize("part", ["judging", "held_out"])
+def test_lists_that_share_an_image_are_refused(tmp_path, part):
+    parts = {name: Images(seed).batches for seed, name in enumerate(("reference", "judging", "held_out"), 1)}
+    generator = torch.Generator().manual_seed(9)
+    pixels = torch.cat([torch.randn(3, 3, 12, 12, generator=generator), parts["reference"][1][0][5:7]])
+    parts[part] = [*parts[part], (pixels, torch.zeros(5, dtype=torch.int64))]
+    what = {"judging": "judge", "held_out": "are held out"}[part]
+    with pytest.raises(PxpError, match=f"2 of the images that {what} are also among those that score"):
+        search(tmp_path, **parts)
+    same = Images(4)
+    with pytest.raises(PxpError, match=f"some of the images that {what} are also among those that score"):
+        search(tmp_path, reference=same, **{part: same})
+    with pytest.raises(PxpError, match=f"some of the images that {what} are also among those that score"):
+        search(tmp_path, reference=Images(4), **{part: same})
 
 
 def test_images_that_judge_must_not_score(tmp_path):
@@ -348,62 +480,31 @@ def test_three_disjoint_sets_of_images(tmp_path):
         selection.tuning(config.model_copy(update={"val": str(tmp_path / "images")}), model)
 
 
-def flops(model, size):
+def flops_of(model):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, *size))
+        model(torch.zeros(1, 3, 12, 12))
     return counter.get_total_flops()
-
-
-def test_flops_left_are_those_of_the_smaller_network(tmp_path):
-    def build(first, second):
-        return nn.Sequential(
-            nn.Conv2d(3, first, 3), nn.ReLU(), nn.Conv2d(first, second, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(), nn.Linear(second, 5),
-        )  # fmt: skip
-
-    model, images = build(16, 24), torch.randn(16, 3, 12, 12)
-    plan = pxp.plan(pxp.score(model, [(images, torch.arange(16) % 5)]), 0.5, order="random")
-    kept = [group.count - len(group.removed) for group in plan.groups]
-    assert 0 < kept[0] < 16 and 0 < kept[1] < 24
-    expected = flops(build(*kept), (3, 12, 12)) / flops(model, (3, 12, 12))
-    assert Flops(model, images).fraction(plan) == pytest.approx(expected, abs=1e-12)
-
-
-def test_flops_left_of_a_transformer():
-    model, images = network("vit"), torch.randn(8, 1, 28, 28)
-    plan = pxp.plan(pxp.score(model, [(images, torch.arange(8))]), 0.4, order="random")
-    tokens, width, hidden = 50, 64, 192
-
-    def network_of(left):  # shares of heads and hidden neurons, and outputs of the MLP, in each block
-        attention = 2 * tokens * width * 4 * width + 4 * tokens * tokens * width  # projections, and both products
-        blocks = sum(heads * attention + 2 * tokens * inner * (width + outer) for heads, inner, outer in left)
-        return blocks + 2 * 49 * 16 * width + 2 * width * 10
-
-    kept = {group.name: group.count - len(group.removed) for group in plan.groups}
-    parts = [f"blocks.{block}." for block in range(6)]
-    left = [(kept[f"{part}attn"] / 4, kept[f"{part}mlp.fc1"], kept[f"{part}mlp.fc2"]) for part in parts]
-    assert len({heads for heads, _, _ in left}) > 1
-    expected = network_of(left) / network_of([(1, hidden, width)] * 6)
-    assert Flops(model, images).fraction(plan) == pytest.approx(expected, abs=1e-12)
 
 
 def test_accuracy_at_a_flops_target(tmp_path):
     found = search(tmp_path, trials=3, objective="flops:0.6")
-    model, count = classifier(), Flops(classifier(), Images(1).batches[0][0][:32])
-    scores = pxp.score(model, Images(1), composite=found.composite)
+    model = classifier()
+    scores = pxp.score(model, Images(1), composite=found.composite, initial="bounded")
     plans = [pxp.plan(scores, step / 100, magnitude=found.best.magnitude) for step in range(100)]
-    rate = next(step / 100 for step, plan in enumerate(plans) if count.fraction(plan) <= 0.6)
+    slimmer = pxp.Slimmer(model, Images(1).batches[0][0][:2])
+    counted = (flops_of(slimmer.slim(plan)) / flops_of(model) for plan in plans)
+    rate = next(step / 100 for step, fraction in enumerate(counted) if fraction <= 0.6)
     with pxp.masked(model, pxp.plan(scores, rate, magnitude=found.best.magnitude)):
         assert found.best.tuning.value == pxp.evaluate(model, Images(2)).accuracy
     assert found.best.tuning.at == rate > 0
     with pytest.raises(PlanError, match="leaves more than 0% of the FLOPs; ask for a larger fraction"):
-        count.rate(lambda rate: plans[round(100 * rate)], 1e-9)
+        rate_leaving(slimmer, lambda rate: plans[round(100 * rate)], 1e-9)
 
 
 def test_only_layers_that_relevance_passes_have_parameters():
-    uses = uses_of(tiny(), torch.zeros(2, 3, 16, 16), None)
+    uses = uses_of(capture(tiny(), torch.zeros(2, 3, 16, 16)), None)
     assert uses == Uses(("fully_connected",), False, ("4",))  # below the only convolution there is no unit
-    vit = uses_of(network("vit"), torch.zeros(2, 1, 28, 28), ("head",))
+    vit = uses_of(capture(network("vit"), torch.zeros(2, 1, 28, 28)), ("head",))
     assert vit.softmax and "patch_embed.proj" not in vit.modules and "blocks.5.attn.proj" in vit.modules
     assert "blocks.0.attn.qkv" not in vit.modules  # the first heads are above it
 

@@ -87,30 +87,37 @@ class Bench:
         if method.criterion != "lrp":
             options["criterion"] = method.criterion
         else:
-            options |= {"composite": self.composite(subject, method.composite), "initial": method.initial}
+            options |= {"composite": self.composite(subject, method), "initial": method.initial}
         reference = data.batches(data.images("train", images), BATCH)
         return pxp.score(self.network(subject.network), reference, **options)
 
-    def composite(self, subject: Subject, name: str) -> Any:
+    def composite(self, subject: Subject, method: Method) -> Any:
         """A preset's name, or what the search found for the subject."""
-        if name != "tuned":
-            return name
-        described = self.tuned(subject)["composite"]
-        return pxp.Composite.from_mapping(described)
+        if not method.tuned:
+            return method.composite
+        return pxp.Composite.from_mapping(self.tuned(subject, method)["composite"])
 
-    def tuned(self, subject: Subject) -> dict[str, Any]:
-        """What the search found for the subject."""
-        path = self.tuned_path(subject)
+    def tuned(self, subject: Subject, method: Method) -> dict[str, Any]:
+        """What the search found for the subject, from the method's initial relevance."""
+        path = self.tuned_path(subject, method.initial)
         if not path.is_file():
             raise PxpError(f"there is no {path.name}; run `python -m bench.experiments.run --only tune` before")
         return json.loads(path.read_text())
 
-    def tuned_path(self, subject: Subject) -> Path:
-        return self.results / f"tuned_{subject.name}.json"
+    def tuned_digest(self, subject: Subject, method: Method) -> str | None:
+        """Which composite and ranking a search found; None for other methods, and where there was no search."""
+        if not method.tuned or not self.tuned_path(subject, method.initial).is_file():
+            return None
+        found = self.tuned(subject, method)
+        content = json.dumps([found["composite"], found["magnitude"]], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def tuned_path(self, subject: Subject, initial: str = "one") -> Path:
+        return self.results / f"tuned_{subject.name}{'' if initial == 'one' else f'_{initial}'}.json"
 
     def plans(self, scores: pxp.Scores, subject: Subject, method: Method, seed: int = 0) -> list[pxp.Plan]:
         """The method's plans at PXP's twenty rates."""
-        magnitude = self.tuned(subject)["magnitude"] if method.composite == "tuned" else method.magnitude
+        magnitude = self.tuned(subject, method)["magnitude"] if method.tuned else method.magnitude
         options = {"order": method.order, "seed": seed, "magnitude": magnitude}
         return [pxp.plan(scores, rate, **options) for rate in pxp.RATES]
 

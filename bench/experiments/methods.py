@@ -27,8 +27,8 @@ class Method:
     name, title
         In the results, and on the page.
     criterion, composite
-        As :func:`pxp_fast.score` takes them. The composite ``"tuned"`` stands for what the search found for the
-        subject, which decides `magnitude` too.
+        As :func:`pxp_fast.score` takes them. The composite ``"tuned"`` stands for what the search with the same
+        `initial` found for the subject, which decides `magnitude` too.
     magnitude
         Whether absolute relevance ranks; see :meth:`pxp_fast.Scores.values`.
     order
@@ -54,6 +54,11 @@ class Method:
         return self.order != "random"
 
     @property
+    def tuned(self) -> bool:
+        """Whether its composite was searched for."""
+        return self.composite == "tuned"
+
+    @property
     def sees_images(self) -> bool:
         """Whether the order depends on the reference images."""
         return self.scored and self.criterion != "magnitude"
@@ -71,6 +76,9 @@ SUBJECTS = (
 
 METHODS = (
     Method("tuned", "LRP, optimised composite", composite="tuned"),
+    Method(
+        "tuned_bounded", "LRP, optimised composite, bounded initial relevance", composite="tuned", initial="bounded"
+    ),
     Method("epsilon", "LRP, epsilon", composite="epsilon"),
     Method("epsilon_signed", "LRP, epsilon, signed relevance", composite="epsilon", magnitude=False),
     Method("epsilon_bounded", "LRP, epsilon, bounded initial relevance", composite="epsilon", initial="bounded"),

@@ -6,22 +6,25 @@ Writes what stands between the two markers in docs/pxp.md, and docs/pxp_*.svg. D
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import figures
 from bench.readme import ROOT
 from pxp_fast.files import atomic_write
 
-from . import claims, results
-from .methods import BY_NAME, METHODS, SUBJECTS
+from . import claims, plots, results
+from .methods import BY_NAME, METHODS, SUBJECTS, Method, methods_of
 
 START, END = "<!-- results: made by `python -m bench.experiments.page` -->", "<!-- end of results -->"
-SHOWN = ("tuned", "epsilon", "taylor", "activation", "magnitude", "random")
-COLOURS = dict(zip(SHOWN, ("#0b6e69", "#2f9e8f", "#c77f1b", "#b4436c", "#5461a8", "#9aa5b1"), strict=True))
 Records = dict[str, dict[str, Any]]
+_SAYS = {1: "better", 0: "undecided", -1: "worse"}
+_BASELINES = (
+    "In brackets the difference of A_PR, ± standard error: over the same tasks of three classes, or, where these are "
+    "not measured, with all ten classes, where the error is that of the images. Each row names every LRP of the tables."
+)
 
 
 def load(folder: Path) -> Records:
@@ -42,10 +45,17 @@ def section(records: Records, weights: Records) -> str:
     if any(name.startswith("references_") for name in records):
         parts += ["### Reference images", reference_caption(records), reference_table(records)]
         parts += ["![A_PR and agreement against reference images](pxp_references.svg)"]
-    if tuned := [subject for subject in SUBJECTS if f"tuned_{subject.name}" in records]:
-        parts += ["### Optimised composites", tuned_table({s.title: records[f"tuned_{s.name}"] for s in tuned})]
+    tuned = {
+        subject.title + words: records[f"tuned_{subject.name}{ending}"]
+        for subject in SUBJECTS
+        for ending, words in (("", ""), ("_bounded", ", bounded initial relevance"))
+        if f"tuned_{subject.name}{ending}" in records
+    }
+    if tuned:
+        parts += ["### Optimised composites", tuned_table(tuned)]
     parts += ["### The paper's claims", claim_table(records)]
-    parts += ["### Where magnitude or activation beats LRP", baseline_table(records)]
+    parts += ["### Bounded initial relevance beside 1 at every logit", initial_table(records)]
+    parts += ["### Where magnitude, activation or chance beats LRP", baseline_table(records), _BASELINES]
     parts += [machine(records)]
     return "\n\n".join(part for part in parts if part)
 
@@ -66,37 +76,68 @@ def caption(records: Records, experiment: str) -> str:
     per_class, judged = record["references_per_class"], record["judged_per_class"]
     if experiment == "three":
         tasks = len(record["tasks"])
-        what = f"Mean ± standard error over {tasks} random choices of three classes; the classifier is sliced to them"
+        different = len({tuple(task) for task in record["tasks"]})
+        what = (
+            f"Mean ± standard error over {tasks} random choices of three classes"
+            + (f", {different} of them different" if different < tasks else "")
+            + "; the classifier is sliced to them"
+        )
+        doubt = (
+            "The tasks share the network, the reference images and the test images, so they are not independent: the "
+            "standard error is that of the choice of classes, and tells nothing of another network or of other "
+            "images. Bold: the best, and what a paired difference of two standard errors does not tell from it."
+        )
     else:
         what = f"The whole classifier; for random, mean ± standard error over {record['random_seeds']} orders"
+        found = [records[f"all_{subject.name}"] for subject in SUBJECTS if f"all_{subject.name}" in records]
+        worst = max(results.one_run(cell, one["rates"]).error for one in found for cell in one["cells"].values())
+        doubt = (
+            f"By the number of images that judge, an A_PR has a standard error of {worst:.3f} or less. Bold: the best "
+            "A_PR, and what two standard errors of the difference do not tell from it; a Top-PR of a single run has "
+            "no standard error, so none is bold."
+        )
     return (
         f"{what}. {per_class} reference images per class from the training set; judged on {judged} test images per "
-        f"class, in {record['judged_in']}, at {len(record['rates'])} rates, without retraining."
+        f"class, in {record['judged_in']}, at {len(record['rates'])} rates, without retraining. {doubt}"
     )
 
 
 def table(
     records: Records, experiment: str, measure: Callable[..., list[float]], text: Callable[[results.Estimate], str]
 ) -> str:
-    """A row for each method, a column for each subject; the best of each column in bold."""
+    """A row for each method, a column for each subject; in bold what nothing in the column is clearly better than."""
     subjects = [subject for subject in SUBJECTS if f"{experiment}_{subject.name}" in records]
     found: dict[str, dict[str, results.Estimate]] = {}
     for subject in subjects:
         record = records[f"{experiment}_{subject.name}"]
         for name, cell in record["cells"].items():
             found.setdefault(name, {})[subject.name] = results.estimate(measure(cell, record["rates"]))
-    best = {s.name: max(row[s.name].mean for row in found.values() if s.name in row) for s in subjects}
+    best = {s.name: best_of(records[f"{experiment}_{s.name}"], measure) for s in subjects}
     lines = ["| | " + " | ".join(subject.title for subject in subjects) + " |", "|---|" + "---:|" * len(subjects)]
     if measure is results.a_pr:
         whole = [results.estimate(unpruned(records[f"{experiment}_{subject.name}"])) for subject in subjects]
         lines.append("| *unpruned accuracy* | " + " | ".join(map(text, whole)) + " |")
     for method in (method for method in METHODS if method.name in found):
         row = found[method.name]
-        cells = [
-            "" if s.name not in row else bold(text(row[s.name]), row[s.name].mean == best[s.name]) for s in subjects
-        ]
+        cells = ["" if s.name not in row else bold(text(row[s.name]), method.name in best[s.name]) for s in subjects]
         lines.append(f"| {method.title} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def best_of(record: dict[str, Any], measure: Callable[..., list[float]]) -> set[str]:
+    """The methods that cannot be told from the best of a column; none where a difference has no standard error."""
+    cells, rates = record["cells"], record["rates"]
+    values = {name: measure(cell, rates) for name, cell in cells.items()}
+    best = max(values, key=lambda name: statistics.fmean(values[name]))
+
+    def gap(name: str) -> results.Estimate:
+        if len(values[best]) == len(values[name]) > 1:
+            return results.difference(values[best], values[name])
+        return results.apart(cells[best], cells[name], rates)
+
+    if len(values[best]) == 1 and measure is not results.a_pr:
+        return set()
+    return {name for name in values if gap(name).side() != 1}
 
 
 def unpruned(record: dict[str, Any]) -> list[float]:
@@ -133,20 +174,10 @@ def reference_table(records: Records) -> str:
             lines = ["| images per class | | " + " | ".join(map(str, record["counts"])) + " |"]
             lines.append("|---|---|" + "---:|" * len(record["counts"]))
         for name in (method.name for method in METHODS if method.name in record["cells"]):
-            for measure, values in reference_curves(record, name).items():
+            for measure, values in results.reference_curves(record, name).items():
                 cells = " | ".join(str(value) for value in values)
                 lines.append(f"| {subject.title}: {BY_NAME[name].title} | {measure} | {cells} |")
     return "\n".join(lines)
-
-
-def reference_curves(record: dict[str, Any], name: str) -> dict[str, list[results.Estimate]]:
-    """A_PR and agreement at every number of reference images."""
-    cell = record["cells"][name]
-    rows = [{"correct": cell["correct"][str(n)], "total": cell["total"]} for n in record["counts"]]
-    return {
-        "A_PR": [results.estimate(results.a_pr(row, record["rates"])) for row in rows],
-        "agreement": [results.estimate(cell["overlap"][str(n)]) for n in record["counts"]],
-    }
 
 
 def tuned_table(found: Records) -> str:
@@ -185,102 +216,62 @@ def claim_table(records: Records) -> str:
         [
             "\n".join(lines),
             "",
-            "Differences of A_PR over the same tasks of three classes, ± standard error, unless said otherwise; a "
-            "difference of less than two standard errors decides nothing.",
+            "Differences of A_PR over the same tasks of three classes, ± standard error, unless said otherwise. A "
+            "claim holds where the number is more than two standard errors on its side of the threshold (0, unless the "
+            "claim names another), and fails where it is as far on the other side; between, nothing is decided. A "
+            "claim about several rivals holds where it holds beside each of them; the one shown is the hardest to "
+            "beat.",
         ]
     )
 
 
 def baseline_table(records: Records) -> str:
-    """Weight magnitude and activation beside the best LRP of all and beside the epsilon rule, for every subject."""
-    lines = ["| | beside | difference of A_PR | |", "|---|---|---:|---|"]
+    """Weight magnitude, activation and chance beside every LRP of the tables, for every subject."""
+    lines = ["| | beats | cannot be told from | is worse than |", "|---|---|---|---|"]
     for subject in SUBJECTS:
-        cells = records.get(f"three_{subject.name}", {"cells": {}})["cells"]
-        for name in (name for name in claims.BASELINES if name in cells):
-            for other in ("epsilon", "tuned"):
-                gap = claims.paired(records, subject, name, other)
-                if gap is not None:
-                    says = {1: "**beats it**", -1: "is worse", 0: "undecided", None: "undecided"}[gap.sign]
-                    title = f"{subject.title}: {BY_NAME[name].title}"
-                    lines.append(f"| {title} | {BY_NAME[other].title} | {claims.signed(gap)} | {says} |")
+        relevance = [method for method in methods_of(subject) if method.criterion == "lrp" and method.scored]
+        whole = records.get(f"all_{subject.name}", {"cells": {}})["cells"]
+        for name in claims.BASELINES:
+            gaps = {m: claims.paired(records, subject, name, m.name) for m in relevance}
+            rows = {subject.title: {method: gap for method, gap in gaps.items() if gap is not None}}
+            rates = records[f"all_{subject.name}"]["rates"] if whole else []
+            rows[f"{subject.title}, all ten classes"] = {
+                method: results.apart(whole[name], whole[method.name], rates)
+                for method in relevance
+                if gaps[method] is None and name in whole and method.name in whole
+            }
+            lines += [baseline_row(f"{title}: {BY_NAME[name].title}", row) for title, row in rows.items() if row]
     return "\n".join(lines) if len(lines) > 2 else "Not measured."
+
+
+def initial_table(records: Records) -> str:
+    """What bounded initial relevance changes, by itself and with the composite searched for from it."""
+    names = [(name, f"{name}_bounded") for name in ("epsilon", "tuned")]
+    lines = ["| | " + " | ".join(BY_NAME[before].title for before, _ in names) + " |", "|---" * (1 + len(names)) + "|"]
+    for subject in SUBJECTS:
+        gaps = [claims.paired(records, subject, after, before) for before, after in names]
+        if any(gap is not None for gap in gaps):
+            cells = ("" if gap is None else f"{claims.signed(gap)} ({_SAYS[gap.side()]})" for gap in gaps)
+            lines.append(f"| {subject.title} | {' | '.join(cells)} |")
+    return "\n".join(lines) if len(lines) > 2 else "Not measured."
+
+
+def baseline_row(title: str, gaps: dict[Method, results.Estimate]) -> str:
+    cells = (
+        "; ".join(f"{method.title} ({claims.signed(gap)})" for method, gap in gaps.items() if gap.side() == side)
+        for side in (1, 0, -1)
+    )
+    return f"| {title} | {' | '.join(cells)} |"
 
 
 def machine(records: Records) -> str:
     """Which machines made the results."""
     found = {
         f"{about['processor'] if about['device'] == 'cpu' else about['device']}, torch {about['torch']}"
-        for about in (record["about"] for record in records.values() if record.get("about"))
+        for record in records.values()
+        for about in results.makers(record)
     }
     return f"*Made on {'; '.join(sorted(found))}. Raw results: `bench/results/experiments/`.*" if found else ""
-
-
-def draw_curves(records: Records, experiment: str, path: Path) -> None:
-    """Mean accuracy against the fraction of units removed, a panel for each subject."""
-    subjects = [subject for subject in SUBJECTS if f"{experiment}_{subject.name}" in records]
-    pyplot = figures.style()
-    figure, axes = pyplot.subplots(
-        1, len(subjects), figsize=(2.7 * len(subjects) + 1, 2.9), sharey=True, squeeze=False, layout="constrained"
-    )
-    for axis, subject in zip(axes[0], subjects, strict=True):
-        record = records[f"{experiment}_{subject.name}"]
-        for name in (name for name in SHOWN if name in record["cells"]):
-            cell = record["cells"][name]
-            columns = list(zip(*cell["correct"], strict=True))
-            values = [results.estimate([100 * right / cell["total"] for right in column]) for column in columns]
-            rates = [100 * rate for rate in record["rates"]]
-            axis.plot(rates, [v.mean for v in values], color=COLOURS[name], lw=1.6, label=BY_NAME[name].title)
-            low, high = zip(*((v.mean - (v.error or 0), v.mean + (v.error or 0)) for v in values), strict=True)
-            axis.fill_between(rates, low, high, color=COLOURS[name], alpha=0.2, lw=0)
-        axis.set(title=subject.title, xlabel="units removed (%)", xlim=(0, 95), ylim=(0, 100))
-        _plain(axis)
-    axes[0, 0].set_ylabel("accuracy (%)")
-    _finish(pyplot, figure, axes[0], path)
-
-
-def draw_references(records: Records, path: Path) -> None:
-    """A_PR above, agreement of two draws below, against reference images per class."""
-    subjects = [subject for subject in SUBJECTS if f"references_{subject.name}" in records]
-    pyplot = figures.style()
-    figure, axes = pyplot.subplots(
-        2,
-        len(subjects),
-        figsize=(2.7 * len(subjects) + 1, 4.4),
-        sharex=True,
-        sharey="row",
-        squeeze=False,
-        layout="constrained",
-    )
-    for column, subject in zip(axes.T, subjects, strict=True):
-        record = records[f"references_{subject.name}"]
-        for name in (name for name in SHOWN if name in record["cells"]):
-            for axis, values in zip(column, reference_curves(record, name).values(), strict=True):
-                means, errors = [v.mean for v in values], [v.error or 0 for v in values]
-                label = BY_NAME[name].title
-                axis.errorbar(record["counts"], means, errors, color=COLOURS[name], lw=1.6, capsize=2, label=label)
-        column[0].set_title(subject.title)
-        column[1].set(xlabel="reference images per class", xscale="log", ylim=(0, 1))
-        column[1].set_xticks(record["counts"], map(str, record["counts"]))
-        column[1].minorticks_off()
-        for axis in column:
-            _plain(axis)
-    axes[0, 0].set_ylabel("A_PR")
-    axes[1, 0].set_ylabel("agreement")
-    _finish(pyplot, figure, axes[0], path)
-
-
-def _plain(axis: Any) -> None:
-    axis.grid(color="#d9dee3", lw=0.6)
-    axis.spines[["top", "right"]].set_visible(False)
-
-
-def _finish(pyplot: Any, figure: Any, axes: Any, path: Path) -> None:
-    """One legend for all panels, below them; the file."""
-    named = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=6, frameon=False, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
 
 
 def with_section(page: str, text: str) -> str:
@@ -300,9 +291,9 @@ def main(root: Path = ROOT) -> int:
         temporary.write_text(written)
     for experiment in ("three", "all"):
         if any(name.startswith(f"{experiment}_") for name in records):
-            draw_curves(records, experiment, root / "docs" / f"pxp_{experiment}.svg")
+            plots.draw_curves(records, experiment, root / "docs" / f"pxp_{experiment}.svg")
     if any(name.startswith("references_") for name in records):
-        draw_references(records, root / "docs" / "pxp_references.svg")
+        plots.draw_references(records, root / "docs" / "pxp_references.svg")
     print(page.relative_to(root))
     return 0
 

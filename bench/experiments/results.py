@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pxp_fast as pxp
+from pxp_fast.errors import PxpError
 from pxp_fast.files import atomic_write
 
 FOLDER = Path(__file__).resolve().parent.parent / "results" / "experiments"
@@ -27,40 +28,74 @@ class Results:
     cells
         By name of the method.
     about
-        What made them: written beside them, and never compared.
+        What made them, in the end what makes cells now; each cell says which, and it is never compared.
     """
 
     path: Path
     head: dict[str, Any]
     cells: dict[str, Any] = field(default_factory=dict)
-    about: dict[str, Any] = field(default_factory=dict)
+    about: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def open(cls, path: Path, head: dict[str, Any], about: dict[str, Any] | None = None) -> Results:
-        """The file's cells, or none where it is not there or was made with other settings."""
-        head = json.loads(json.dumps(head))
-        if path.is_file():
-            record = json.loads(path.read_text())
-            if {key: record.get(key) for key in head} == head:
-                return cls(path, head, record["cells"], about or {})
-        return cls(path, head, about=about or {})
+    def open(
+        cls, path: Path, head: dict[str, Any], about: dict[str, Any] | None = None, again: bool = False
+    ) -> Results:
+        """The file's cells, or none where it is not there.
 
-    def cell(self, name: str, make: Callable[[], dict[str, Any]], again: bool = False) -> bool:
-        """Make a cell unless the file has it, or `again`; whether it was made."""
-        if name in self.cells and not again:
+        Raises
+        ------
+        PxpError
+            It was made with other settings; `again` replaces it at the first finished cell.
+        """
+        head = json.loads(json.dumps(head))
+        about = json.loads(json.dumps(about or {}))
+        if not path.is_file():
+            return cls(path, head, about=[about])
+        record = json.loads(path.read_text())
+        if different := [key for key in head if record.get(key) != head[key]]:
+            if again:
+                return cls(path, head, about=[about])
+            key = different[0]
+            raise PxpError(
+                f"{path} holds results of other settings: {key} {record.get(key)} there, {head[key]} here; write into "
+                "another folder with --out, or replace them all with --again"
+            )
+        cells = {name: {"about": 0} | cell for name, cell in record["cells"].items()}
+        return cls(path, head, cells, [*makers(record), about])
+
+    def cell(
+        self, name: str, make: Callable[[], dict[str, Any]], again: bool = False, composite: str | None = None
+    ) -> bool:
+        """Make a cell unless the file has it, or `again`; whether it was made.
+
+        `composite` is a digest of what the cell depends on beside its name: one of another is made anew.
+        """
+        if name in self.cells and not again and self.cells[name].get("composite") in (None, composite):
             return False
-        self.cells[name] = make()
+        self.cells[name] = make() | {"about": len(self.about) - 1}
+        if composite is not None:
+            self.cells[name]["composite"] = composite
         self.save()
         return True
 
     def save(self) -> None:
-        lines = [
-            f" {json.dumps(key)}: {json.dumps(value)}," for key, value in {**self.head, "about": self.about}.items()
-        ]
-        cells = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(self.cells.items())]
-        text = "\n".join(["{", *lines, ' "cells": {', ",\n".join(cells), " }", "}"]) + "\n"
+        used = [self.about[index] for index in sorted({cell["about"] for cell in self.cells.values()})]
+        distinct = [about for position, about in enumerate(used) if about not in used[:position]]
+        numbered = {
+            name: cell | {"about": distinct.index(self.about[cell["about"]])} for name, cell in self.cells.items()
+        }
+        lines = [f" {json.dumps(key)}: {json.dumps(value)}," for key, value in self.head.items()]
+        made = [f"  {json.dumps(about)}" for about in distinct]
+        cells = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(numbered.items())]
+        parts = ["{", *lines, ' "about": [', ",\n".join(made), " ],", ' "cells": {', ",\n".join(cells), " }", "}"]
         with atomic_write(self.path) as temporary:
-            temporary.write_text(text)
+            temporary.write_text("\n".join(parts) + "\n")
+
+
+def makers(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """What made a file's cells; in files from before each cell said so, the one thing that it names."""
+    about = record.get("about") or []
+    return [about] if isinstance(about, dict) else about
 
 
 @dataclass(frozen=True)
@@ -73,12 +108,13 @@ class Estimate:
     def __str__(self) -> str:
         return f"{self.mean:.3f}" if self.error is None else f"{self.mean:.3f} ± {self.error:.3f}"
 
-    @property
-    def sign(self) -> int | None:
-        """1 or -1 where the mean is more than two standard errors from 0, else 0; None without a standard error."""
-        if self.error is None:
-            return None
-        return 0 if abs(self.mean) <= 2 * self.error else int(math.copysign(1, self.mean))
+    def side(self, threshold: float = 0.0) -> int:
+        """1 or -1 where the mean is more than two standard errors above or below a threshold, else 0.
+
+        0 also where there is no standard error.
+        """
+        gap = self.mean - threshold
+        return 0 if self.error is None or abs(gap) <= 2 * self.error else int(math.copysign(1, gap))
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -105,6 +141,37 @@ def top_pr(cell: dict[str, Any], rates: Sequence[float]) -> list[float]:
     return [curve.top_pr for curve in curves(cell, rates)]
 
 
+def reference_curves(record: dict[str, Any], name: str) -> dict[str, list[Estimate]]:
+    """A_PR and agreement at every number of reference images."""
+    cell = record["cells"][name]
+    rows = [{"correct": cell["correct"][str(n)], "total": cell["total"]} for n in record["counts"]]
+    return {
+        "A_PR": [estimate(a_pr(row, record["rates"])) for row in rows],
+        "agreement": [estimate(cell["overlap"][str(n)]) for n in record["counts"]],
+    }
+
+
 def difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
     """Mean difference of repetitions that belong together, pair by pair."""
     return estimate([a - b for a, b in zip(ours, theirs, strict=True)])
+
+
+def apart(ours: dict[str, Any], theirs: dict[str, Any], rates: Sequence[float]) -> Estimate:
+    """Difference of A_PR between two cells that have no repetitions in common.
+
+    The error is that of the images that judge (binomial, which is an upper bound: rates share the images, and so do the
+    cells), and of the repetitions where a cell has them.
+    """
+    parts = [one_run(cell, rates) for cell in (ours, theirs)]
+    return Estimate(parts[0].mean - parts[1].mean, math.hypot(*(part.error for part in parts)))
+
+
+def one_run(cell: dict[str, Any], rates: Sequence[float]) -> Estimate:
+    """A_PR, with an error that counts the images that judge as well as repetitions."""
+    found = estimate(a_pr(cell, rates))
+    return Estimate(found.mean, math.hypot(binomial(found.mean, cell["total"]), found.error or 0.0))
+
+
+def binomial(share: float, total: int) -> float:
+    """Standard error of the share of so many images."""
+    return math.sqrt(share * (1 - share) / total)

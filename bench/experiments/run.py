@@ -112,7 +112,7 @@ EXPERIMENTS: dict[str, Callable[[Bench, Subject, Method], dict[str, Any]]] = {
 
 
 def head(bench: Bench, experiment: str, subject: Subject) -> dict[str, Any]:
-    """All that a cell depends on beside its method."""
+    """All that a cell depends on beside its method and, where this was searched for, the composite."""
     common = {"experiment": experiment, "network": subject.network, "kind": subject.kind, "rates": pxp.RATES}
     common |= {"weights": bench.weights_digest(subject.network), "judged_in": bench.dtype}
     if experiment == "references":
@@ -131,17 +131,29 @@ def run(
     """Fill the cells, or make them again; the names of those that could not be."""
     failed = []
     for subject in subjects:
-        if "tune" in experiments and not bench.tuned_path(subject).is_file():
-            failed += attempt(f"tune {subject.name}", lambda subject=subject: search.tune(bench, subject))
+        chosen = [method for method in methods_of(subject) if method.name in methods]
+        for method in (method for method in chosen if method.tuned and "tune" in experiments):
+            if not bench.tuned_path(subject, method.initial).is_file():
+                search_for = functools.partial(search.tune, bench, subject, method.initial)
+                failed += attempt(f"tune {subject.name} {method.name}", search_for)
         for experiment in (name for name in EXPERIMENTS if name in experiments):
-            path = bench.results / f"{experiment}_{subject.name}.json"
-            kept = results.Results.open(path, head(bench, experiment, subject), about(bench))
-            for method in methods_of(subject):
-                if method.name in methods and (experiment != "references" or method.name in STUDIED):
-                    make = functools.partial(timed, EXPERIMENTS[experiment], bench, subject, method)
-                    what = functools.partial(kept.cell, method.name, make, again)
-                    failed += attempt(f"{experiment} {subject.name} {method.name}", what)
+            fill = functools.partial(fill_file, bench, experiment, subject, chosen, again, failed)
+            failed += attempt(f"{experiment} {subject.name}", fill)
     return failed
+
+
+def fill_file(
+    bench: Bench, experiment: str, subject: Subject, methods: list[Method], again: bool, failed: list[str]
+) -> None:
+    """Fill the cells of one file; the names of those that could not be are added to `failed`."""
+    path = bench.results / f"{experiment}_{subject.name}.json"
+    kept = results.Results.open(path, head(bench, experiment, subject), about(bench), again)
+    for method in methods:
+        if experiment != "references" or method.name in STUDIED:
+            make = functools.partial(timed, EXPERIMENTS[experiment], bench, subject, method)
+            digest = bench.tuned_digest(subject, method)
+            what = functools.partial(kept.cell, method.name, make, again, digest)
+            failed += attempt(f"{experiment} {subject.name} {method.name}", what)
 
 
 def timed(experiment: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
@@ -177,7 +189,11 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="EXPERIMENT", help=", ".join(names))
     parser.add_argument("--subjects", nargs="+", choices=[s.name for s in SUBJECTS], metavar="SUBJECT")
     parser.add_argument("--methods", nargs="+", choices=list(BY_NAME), metavar="METHOD")
-    parser.add_argument("--again", action="store_true", help="make finished cells again (not the search)")
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="make finished cells again (not the search), and replace files of other settings",
+    )
     parser.add_argument("--quick", action="store_true", help="few images, seeds and trials, into out/experiments")
     parser.add_argument("--weights", type=Path, default=train.WEIGHTS, help="folder of the trained networks")
     parser.add_argument("--out", type=Path, help="folder of the results")

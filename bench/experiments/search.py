@@ -15,10 +15,11 @@ from .measure import BATCH, Bench
 from .methods import Subject
 
 
-def tune(bench: Bench, subject: Subject) -> bool:
+def tune(bench: Bench, subject: Subject, initial: str) -> bool:
     """Search with all classes for the composite of the best A_PR, and keep it beside the results.
 
-    Reference images are those of the main experiments; `bench.tuning` other training images per class judge.
+    Relevance starts as `initial` says. Reference images are those of the main experiments; `bench.tuning` other
+    training images per class judge.
     """
     from pxp_fast.tune import tune as search
 
@@ -29,9 +30,10 @@ def tune(bench: Bench, subject: Subject) -> bool:
         bench.network(subject.network),
         data.batches((images[:scoring], labels[:scoring]), BATCH),
         data.batches((images[scoring:], labels[scoring:]), BATCH),
-        out=bench.results / "tuning" / subject.name,
+        out=bench.results / "tuning" / bench.tuned_path(subject, initial).stem.removeprefix("tuned_"),
         trials=bench.trials,
         units=[subject.kind],
+        initial=initial,
         judging_dtype=getattr(torch, bench.dtype),
         model_name=subject.network,
         say=lambda line: print(f"  {line}", flush=True),
@@ -39,6 +41,7 @@ def tune(bench: Bench, subject: Subject) -> bool:
     record = {
         "network": subject.network,
         "kind": subject.kind,
+        "initial": initial,
         "composite": found.best.composite,
         "magnitude": found.best.magnitude,
         "trials": len(found.trials),
@@ -49,6 +52,6 @@ def tune(bench: Bench, subject: Subject) -> bool:
         "seconds": round(time.perf_counter() - started, 1),
         "about": environment.describe(torch.device(bench.device)),
     }
-    with atomic_write(bench.tuned_path(subject)) as temporary:
+    with atomic_write(bench.tuned_path(subject, initial)) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
     return True

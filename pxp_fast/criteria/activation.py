@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..lrp import capture
 from ..lrp.rules import ACTIVATIONS
-from .base import ImageCriterion, choice, columns
+from .base import ImageCriterion, choice
 from .differentiation import Differentiation
 
 READ_AT = ("activation", "output")
@@ -50,10 +49,7 @@ class Activation(ImageCriterion):
         exact: bool = False,
     ) -> None:
         self.at = choice("at", at, READ_AT)
-        captured = capture(model, example)
-        found = columns(captured, kinds, model)
-        self.units = found.units
-        self.num_classes = captured.num_classes
+        captured, found = self.look_at(model, example, kinds)
         self.program = Differentiation(
             captured, found, self.measure, every_token=True, dtype=dtype, device=device, exact=exact
         )

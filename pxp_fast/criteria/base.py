@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import NumericalError, PxpError
 from ..finding import Site, find_units
-from ..lrp import Captured, Reader
+from ..lrp import Captured, Reader, capture
 from ..units import KINDS, UnitGroup
 
 
@@ -43,6 +43,13 @@ class Criterion:
     name: ClassVar[str]
     units: tuple[UnitGroup, ...]
     num_classes: int
+
+    def look_at(self, model: nn.Module, example: Tensor, kinds: tuple[str, ...] | None) -> tuple[Captured, Columns]:
+        """Capture the model and find its units of some kinds; None: all."""
+        captured = capture(model, example)
+        found = columns(captured, kinds, model)
+        self.units, self.num_classes = found.units, captured.num_classes
+        return captured, found
 
     def options(self) -> dict[str, Any]:
         """What the criterion was given besides its name, JSON-able, for the record."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import reprlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,7 +30,8 @@ def combine(scores: Sequence[Scores], weights: Sequence[float] | None = None, ho
     Parameters
     ----------
     scores
-        Of one model, from the same images where they are from any.
+        Of one model, from the same images where they are from any, as far as that is known: from as many, with the
+        same labels where these are kept, and with the same description in their headers' `data`.
     weights
         One for each; None: all 1.
     how
@@ -38,9 +41,9 @@ def combine(scores: Sequence[Scores], weights: Sequence[float] | None = None, ho
     Returns
     -------
     Scores
-        Totals of every class, where all scores that are from images have them, for ``"sum"``; ranks in one class say
-        nothing about those in several: for these combine the scores of the classes. The row of squares is that of
-        samples that are all alike, so it tells of no variance.
+        Totals of every class, where all scores that are from images have them, for ``"sum"``, each part normalised
+        over all samples; ranks in one class say nothing about those in several: for these combine the scores of the
+        classes. The row of squares is that of samples that are all alike, so it tells of no variance.
 
     Raises
     ------
@@ -55,7 +58,7 @@ def combine(scores: Sequence[Scores], weights: Sequence[float] | None = None, ho
         raise PxpError(f"{len(scores)} scores are to be combined by the weights {weights}; pass a number for each")
     first = next((one for one in scores if one.samples), scores[0])
     for other in scores:
-        same_images = other.samples in (0, first.samples) and (not other.samples or _same_classes(first, other))
+        same_images = not other.samples or _of_the_same_images(first, other)
         if other.header.model != first.header.model or other.units != first.units or not same_images:
             raise ScoresError(
                 f"scores by {other.header.criterion} ({other.header.model}, {other.samples} samples) and by "
@@ -96,27 +99,33 @@ def parts(criteria: object, options: object) -> dict[str, tuple[float, dict[str,
     options
         A mapping from names to mappings of options.
     """
-    if isinstance(criteria, Sequence) and not isinstance(criteria, str):
+    if isinstance(criteria, Sequence) and _names(criteria):
         criteria = dict.fromkeys(criteria, 1.0)
-    if not isinstance(criteria, Mapping) or not criteria or COMBINATION in criteria:
+    if not isinstance(criteria, Mapping) or not criteria or COMBINATION in criteria or not _names(criteria):
         raise PxpError(
             f"criteria to combine are {criteria!r}; pass names and weights, such as {DEFAULT}, and no combination"
         )
     for name, weight in criteria.items():
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-            raise PxpError(f"the weight of {name} is {weight!r}; pass a number")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) <= sys.float_info.max:
+            raise PxpError(f"the weight of {name} is {reprlib.repr(weight)}; pass a number")
     if not isinstance(options, Mapping) or not all(isinstance(own, Mapping) for own in options.values()):
         raise PxpError(f"options of the criteria combined are {options!r}; pass such as {{'taylor': {{'of': 'loss'}}}}")
-    if unknown := sorted(set(options) - set(criteria)):
+    if unknown := sorted(map(str, set(options) - set(criteria))):
         raise PxpError(f"options are given for {', '.join(unknown)}, not among {', '.join(criteria)}")
     return {name: (weight, dict(options.get(name, {}))) for name, weight in criteria.items()}
 
 
-def _same_classes(first: Scores, other: Scores) -> bool:
-    """Whether both tell classes apart and counted the same samples of each, or neither does."""
-    if first.class_samples is None or other.class_samples is None:
-        return first.class_samples is other.class_samples
-    return torch.equal(first.class_samples, other.class_samples)
+def _names(criteria: object) -> bool:
+    return not isinstance(criteria, str) and all(isinstance(name, str) for name in criteria)
+
+
+def _of_the_same_images(first: Scores, other: Scores) -> bool:
+    """Whether two scores are of the same images as far as they tell, and tell classes apart both or neither."""
+    if first.samples != other.samples or (first.class_samples is None) != (other.class_samples is None):
+        return False
+    both = ((first.class_samples, other.class_samples), (first.sample_labels, other.sample_labels))
+    alike = all(torch.equal(one, two) for one, two in both if one is not None and two is not None)
+    return alike and first.header.data == other.header.data
 
 
 def _sizes(means: Tensor, scores: Scores) -> Tensor:
@@ -151,8 +160,13 @@ def _header(scores: Sequence[Scores], weights: Sequence[float], how: str, first:
         {"criterion": one.header.criterion, "options": one.header.criterion_options, "weight": weight}
         for one, weight in zip(scores, weights, strict=True)
     ]
-    composite = next((one.header.composite for one in scores if one.header.composite), {})
+    relevance = next((one.header for one in scores if one.header.composite), first.header)
     options = {"how": how, "criteria": combined}
     return first.header.model_copy(
-        update={"criterion": COMBINATION, "criterion_options": options, "composite": composite}
+        update={
+            "criterion": COMBINATION,
+            "criterion_options": options,
+            "composite": relevance.composite,
+            "initial": relevance.initial,
+        }
     )

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..lrp import capture
-from .base import ImageCriterion, choice, columns
+from .base import ImageCriterion, choice
 from .differentiation import EXPLAINED, Differentiation, Reading
 
 
@@ -48,10 +47,7 @@ class Gradient(ImageCriterion):
         exact: bool = False,
     ) -> None:
         self.of = choice("of", of, EXPLAINED)
-        captured = capture(model, example)
-        found = columns(captured, kinds, model)
-        self.units = found.units
-        self.num_classes = captured.num_classes
+        captured, found = self.look_at(model, example, kinds)
         self.program = Differentiation(captured, found, self.measure, dtype=dtype, device=device, exact=exact)
 
     def options(self) -> dict[str, Any]:

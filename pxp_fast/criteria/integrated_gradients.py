@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PxpError
-from ..lrp import capture
-from .base import ImageCriterion, choice, columns
+from .base import ImageCriterion, choice
 from .differentiation import Differentiation, Reading
 
 FORMS = ("influence", "conductance")
@@ -67,10 +66,7 @@ class IntegratedGradients(ImageCriterion):
             raise PxpError(f"steps is {steps!r}; pass a whole number of at least 1, such as 20")
         self.steps = steps
         self.form = choice("form", form, FORMS)
-        captured = capture(model, example)
-        found = columns(captured, kinds, model)
-        self.units = found.units
-        self.num_classes = captured.num_classes
+        captured, found = self.look_at(model, example, kinds)
         self.program = Differentiation(captured, found, self.measure, dtype=dtype, device=device, exact=exact)
 
     def options(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..lrp import Composite, Program, capture
-from .base import ImageCriterion, columns
+from .base import ImageCriterion
 
 
 class Relevance(ImageCriterion):
@@ -49,10 +49,7 @@ class Relevance(ImageCriterion):
         exact: bool = False,
         fused: bool | None = None,
     ) -> None:
-        captured = capture(model, example)
-        found = columns(captured, kinds, model)
-        self.units = found.units
-        self.num_classes = captured.num_classes
+        captured, found = self.look_at(model, example, kinds)
         self.program = Program(captured, found.readers, composite, dtype=dtype, device=device, exact=exact, fused=fused)
 
     def run(self, images: Tensor, targets: Tensor, initial: str = "one", observe=None) -> Tensor:

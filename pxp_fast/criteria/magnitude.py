@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..lrp import capture
 from ..units import ParameterSlice, UnitGroup
-from .base import DataFreeCriterion, choice, columns
+from .base import DataFreeCriterion, choice
 
 NORMS = {"l1": 1, "l2": 2}
 
@@ -38,9 +37,7 @@ class Magnitude(DataFreeCriterion):
         self, model: nn.Module, example: Tensor, *, norm: str = "l2", kinds: tuple[str, ...] | None = None
     ) -> None:
         self.norm = choice("norm", norm, tuple(NORMS))
-        captured = capture(model, example)
-        self.units = columns(captured, kinds, model).units
-        self.num_classes = captured.num_classes
+        self.look_at(model, example, kinds)
         tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
         self._values = torch.cat([self._norms(group, tensors) for group in self.units])
 

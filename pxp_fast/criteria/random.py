@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PxpError
-from ..lrp import capture
-from .base import DataFreeCriterion, columns
+from .base import DataFreeCriterion
 
 
 class Random(DataFreeCriterion):
@@ -28,12 +27,10 @@ class Random(DataFreeCriterion):
     def __init__(
         self, model: nn.Module, example: Tensor, *, seed: int = 0, kinds: tuple[str, ...] | None = None
     ) -> None:
-        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise PxpError(f"seed is {seed!r}; pass a whole number of at least 0")
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 64:
+            raise PxpError(f"seed is {seed!r}; pass a whole number of at least 0 and below 2^64")
         self.seed = seed
-        captured = capture(model, example)
-        self.units = columns(captured, kinds, model).units
-        self.num_classes = captured.num_classes
+        self.look_at(model, example, kinds)
 
     def options(self) -> dict[str, Any]:
         return {"seed": self.seed}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..errors import PxpError
 from .activation import Activation
 from .base import Criterion, DataFreeCriterion
-from .combination import COMBINATION
+from .combination import COMBINATION, DEFAULT, parts
 from .gradient import Gradient
 from .integrated_gradients import IntegratedGradients
 from .lrp import Relevance
@@ -71,6 +72,18 @@ def check_options(name: str, given: Iterable[str]) -> None:
         raise PxpError(f"criterion {name} has no option {', '.join(unknown)}; {offered}")
 
 
+def check_classes(name: str, options: Mapping[str, Any]) -> None:
+    """Raise PxpError unless a criterion's scores can be kept of every class."""
+    if name == COMBINATION and options.get("how") == "rank":
+        raise PxpError(
+            "ranks in one class say nothing about those in several: score without classes (--per-class, "
+            '--keep-classes, --forget-classes), or combine by sums ({"how": "sum"})'
+        )
+    used = parts(options.get("criteria", DEFAULT), options.get("options", {})) if name == COMBINATION else (name,)
+    if not any(map(needs_images, used)):
+        raise PxpError(f"scores by {' and '.join(used)} are from no images, so nothing in them belongs to a class")
+
+
 def option_names(name: str) -> tuple[str, ...]:
     """The options of a criterion."""
     if name == COMBINATION:
@@ -81,4 +94,4 @@ def option_names(name: str) -> tuple[str, ...]:
 
 def needs_images(name: str) -> bool:
     """Whether a criterion has to see images."""
-    return name == COMBINATION or not issubclass(CRITERIA[name], DataFreeCriterion)
+    return not issubclass(CRITERIA.get(name, Criterion), DataFreeCriterion)

@@ -14,10 +14,6 @@ from .carry import Carry, Held
 from .graph import packet, same_size
 from .rules import Affine, Operator, Run, stabilized
 
-# Share of the split carry that each of queries, keys and values receives: half of it goes to the attention matrix and
-# half to the values, and the matrix's product of queries and keys halves its part again.
-SHARES = (0.25, 0.25, 0.5)
-
 # Views after attention that leave [N, queries, heads * d] behind, or [queries, N, heads * d].
 TOKENS_FIRST = (2, 0, 1, 3)
 SAMPLES_FIRST = (0, 2, 1, 3)
@@ -137,16 +133,29 @@ class Attention(HeadOutput):
 
     Parameters
     ----------
+    carrying
+        Whether queries, keys and values carry relevance: a learned query, say, takes no part of it.
     rule
         Of the softmax, one of :data:`pxp_fast.lrp.softmax.SOFTMAX_RULES`.
     """
 
-    def __init__(self, node: fx.Node, eps: float, receivers: list[fx.Node], rule: str = "epsilon") -> None:
-        super().__init__(node, eps, 1 if rule == "cp" else 2)
+    def __init__(
+        self,
+        node: fx.Node,
+        eps: float,
+        receivers: list[fx.Node],
+        carrying: tuple[bool, bool, bool] = (True, True, True),
+        rule: str = "epsilon",
+    ) -> None:
+        # The matrix and the values share alike, and of the matrix's part queries and keys, as far as they carry any.
+        *in_matrix, in_values = carrying
+        weighing = sum(in_matrix) if rule != "cp" else 0
+        super().__init__(node, eps, max(1, (weighing > 0) + in_values))
         self.receivers = receivers
         self.rule = rule
         self.plain = len(node.args) == 3 and set(node.kwargs) <= {"scale"}
-        self.shares = (0, 0, 1) if rule == "cp" else SHARES
+        share = 1 / self.parts
+        self.shares = (*(share / weighing if weighing and one else 0 for one in in_matrix), share if in_values else 0)
 
     def forward(self, run: Run) -> tuple[object, object]:
         sources, rest = run.value(self.node.args[:3]), run.value((self.node.args[3:], self.node.kwargs))

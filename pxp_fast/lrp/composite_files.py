@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -34,7 +35,7 @@ def read(path: str | os.PathLike[str]) -> object:
     malformed = (ValueError, RecursionError) if yaml is None else (ValueError, RecursionError, yaml.YAMLError)
     try:
         text = raw.decode("utf-8")
-        return json.loads(text) if yaml is None else yaml.safe_load(text)
+        return json.loads(text, object_pairs_hook=_each_once) if yaml is None else yaml.load(text, _loader(yaml))
     except malformed as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise PxpError(f"{path} is not {'JSON' if yaml is None else 'YAML'}: {reason}") from error
@@ -46,6 +47,30 @@ def write(content: dict, path: str | os.PathLike[str]) -> None:
     text = json.dumps(content, indent=1) + "\n" if yaml is None else yaml.safe_dump(content, sort_keys=False)
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A mapping of JSON; ValueError where a key comes twice."""
+    keys = [key for key, _ in pairs]
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        raise ValueError(f"{twice!r} comes twice")
+    return dict(pairs)
+
+
+@functools.cache
+def _loader(yaml: ModuleType) -> type:
+    """PyYAML's safe loader, which takes the last of keys that come twice, made to refuse them."""
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node, deep=False):
+            met = set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if key.value in met:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} comes twice", key.start_mark)
+                met.add(key.value)
+            return super().construct_mapping(node, deep)
+
+    return Loader
 
 
 def _yaml(path: Path) -> ModuleType | None:

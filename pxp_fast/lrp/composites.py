@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import os
 import reprlib
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
 
 from ..errors import PxpError
 from .composite_files import read, write
 from .groups import GROUPS
-from .registry import Rule, rule
+from .registry import Rule, is_size, rule
 from .softmax import SOFTMAX_RULES
-from .weighted_rules import AlphaBeta, Epsilon, Gamma, ZPlus
+from .weighted_rules import UNWEIGHTED, AlphaBeta, Epsilon, Gamma, ZPlus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +54,7 @@ class Composite:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise PxpError(f"the name of a composite is {reprlib.repr(self.name)}; give it a few letters")
-        number = isinstance(self.stabilizer, int | float) and not isinstance(self.stabilizer, bool)
-        if not (number and 0 <= self.stabilizer <= sys.float_info.max):
+        if not is_size(self.stabilizer):
             found = reprlib.repr(self.stabilizer)
             raise PxpError(f"stabilizer is {found}; it must be a finite number >= 0 (default 1e-6)")
         if self.softmax not in SOFTMAX_RULES:
@@ -74,20 +72,41 @@ class Composite:
 
     def rule_of(self, group: str, module: str) -> Rule:
         """The rule of a layer, given its group and the name of its module."""
-        for pattern, found in self.layers:
-            if fnmatch.fnmatchcase(module, pattern):
-                return found
-        return getattr(self, group)
+        return self.named(module) or getattr(self, group)
 
-    def check_patterns(self, modules: Iterable[str]) -> None:
-        """Raise PxpError unless every pattern of `layers` matches one of the modules; a preset's need not."""
-        modules = list(modules)
-        for pattern, _ in () if self.name in PRESETS else self.layers:
-            if not fnmatch.filter(modules, pattern):
-                known = ", ".join(modules[:8]) + (" ..." if len(modules) > 8 else "")
+    def named(self, module: str) -> Rule | None:
+        """The rule that `layers` has for a module; None: none."""
+        return next((found for pattern, found in self.layers if fnmatchcase(module, pattern)), None)
+
+    @property
+    def group_rules(self) -> tuple[Rule, ...]:
+        """The rules of the groups."""
+        return tuple(getattr(self, group) for group in GROUPS)
+
+    def check_patterns(self, layers: Collection[str], others: Collection[str]) -> None:
+        """Raise PxpError unless every rule of `layers` can act somewhere; a preset's need not.
+
+        Parameters
+        ----------
+        layers
+            The modules of a network's convolutions and linear layers.
+        others
+            Those of its sums, pools and norms.
+        """
+        for pattern, found in () if self.name in PRESETS else self.layers:
+            if any(fnmatchcase(module, pattern) for module in layers):
+                continue
+            other = next((module for module in others if fnmatchcase(module, pattern)), None)
+            if other is None:
+                known = ", ".join(list(layers)[:8]) + (" ..." if len(layers) > 8 else "")
                 raise PxpError(
-                    f"composite {self.name!r} has a rule for layers {pattern!r}, but none is called so; "
-                    f"the convolutions and linear layers are {known}"
+                    f"composite {self.name!r} has a rule for layers {pattern!r}, but none is called so (batch norms "
+                    f"belong to the layer before them); the convolutions and linear layers are {known}"
+                )
+            if not found.follows(UNWEIGHTED):
+                raise PxpError(
+                    f"composite {self.name!r} has rule {found.name} for {pattern!r}, but {other} is no convolution or "
+                    f"linear layer: there {', '.join(kind.name for kind in UNWEIGHTED)} act, and no other"
                 )
 
     def describe(self) -> dict:
@@ -142,11 +161,9 @@ class Composite:
 
 
 def _rule(given: object, where: str) -> Rule:
+    if isinstance(given, Mapping):
+        given = {key: value if key == "rule" else _number(value) for key, value in given.items()}
     try:
-        if isinstance(given, Mapping):
-            given = {key: value if key == "rule" else _number(value) for key, value in given.items()}
-        elif not isinstance(given, Rule | str):
-            raise PxpError(f"{reprlib.repr(given)} is no rule; give its name, such as 'epsilon'")
         return rule(given)
     except PxpError as error:
         raise PxpError(f"{where}: {error}") from error

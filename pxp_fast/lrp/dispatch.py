@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import fnmatch
 import functools
 import operator
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 
 import torch
 from torch import Tensor, fx
@@ -36,15 +35,10 @@ from .rules import (
     fused_activation,
 )
 from .softmax import Softmax
-from .weighted_rules import Block, Epsilon, EpsilonRule, Norm, Pass
+from .weighted_rules import Block, Epsilon, EpsilonRule, Pass
 
 EPSILON = Epsilon()
 
-SUMS_POOLS_NORMS = {
-    "add", "sub", "rsub", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "avg_pool1d",
-    "avg_pool2d", "avg_pool3d", "mean", "sum", "batch_norm", "layer_norm", "group_norm", "rms_norm", "max_pool1d",
-    "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "amax",
-}  # fmt: skip
 # By overload packet, so that every overload of an operator is met.
 AFFINE = {
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
@@ -110,6 +104,8 @@ class Scope:
         Which products are fused with the pass of the layer below.
     onednn
         Take oneDNN's own operators for convolutions and linear layers.
+    exact
+        See :class:`pxp_fast.lrp.registry.Situation`.
     fallbacks
         Operators met that have no rule of their own, and how often.
     rules
@@ -131,6 +127,7 @@ class Scope:
     eps: float
     policy: Policy
     onednn: bool = False
+    exact: bool = False
     fallbacks: dict[str, int] = dataclasses.field(default_factory=collections.Counter)
     rules: Mapping[fx.Node, Rule] = dataclasses.field(default_factory=dict)
     softmax: str = "epsilon"
@@ -155,9 +152,9 @@ def operator_for(node: fx.Node, scope: Scope) -> Operator:
         return Operator(node, eps)
     reached = [n for n in receivers(node, scope.held) if n in scope.live]
     rule = scope.rules.get(node, EPSILON)
-    if isinstance(rule, Block):
+    if rule.follows(Block):
         return Operator(node, eps)
-    if isinstance(rule, Pass):
+    if rule.follows(Pass):
         return _passed(node, scope)
     eps = rule.stabilizer_or(eps)
     if node.target is operator.getitem:
@@ -171,7 +168,8 @@ def operator_for(node: fx.Node, scope: Scope) -> Operator:
     if node.target in ACTIVATIONS:
         return (RelayedActivation if node in scope.spread else Activation)(node, eps)
     if name == "scaled_dot_product_attention":
-        return Attention(node, eps, reached, scope.softmax)
+        carrying = tuple(source in scope.carrying for source in node.args[:3])
+        return Attention(node, eps, reached, carrying, scope.softmax)
     if node in scope.softmaxes and scope.softmax.startswith("z-plus"):
         return Softmax(node, eps, virtual_bias=scope.softmax == "z-plus-bias")
     if name in ("layer_norm", "group_norm", "rms_norm"):
@@ -196,23 +194,6 @@ def operator_for(node: fx.Node, scope: Scope) -> Operator:
     return Taped(node, eps, reached)
 
 
-def named_rules(nodes: Iterable[fx.Node], layers: Sequence[tuple[str, Rule]]) -> dict[fx.Node, Rule]:
-    """The rules of sums, pools and norms whose module a pattern names; only pass, norm and block are meant for them."""
-    found = {}
-    for node in nodes:
-        if packet(node) in SUMS_POOLS_NORMS:
-            module = module_of(node)
-            rule = next((rule for pattern, rule in layers if fnmatch.fnmatch(module, pattern)), None)
-            if isinstance(rule, (Pass, Norm, Block)):
-                found[node] = rule
-    return found
-
-
-def rulable_modules(nodes: Iterable[fx.Node]) -> list[str]:
-    """The modules of what :func:`named_rules` looks at."""
-    return [module_of(node) for node in nodes if packet(node) in SUMS_POOLS_NORMS]
-
-
 def _passed(node: fx.Node, scope: Scope) -> Operator:
     """The pass rule, where the output has the shape of its one input."""
     inputs = [n for n in receivers(node) if n in scope.carrying]
@@ -228,13 +209,13 @@ def _weighted(node: fx.Node, scope: Scope) -> Operator:
     """A convolution or linear layer by its rule."""
     rule = scope.rules.get(node, EPSILON)
     activation, live = _sole_activation(node, scope), node.args[0] in scope.live
-    if node not in scope.spread and (not live or isinstance(rule, EpsilonRule)):
+    if node not in scope.spread and (not live or rule.follows(EpsilonRule)):
         return _kernel(node, scope, rule.stabilizer_or(scope.eps), activation, live)
-    if isinstance(rule, Pass):
+    if rule.follows(Pass):
         _passed(node, scope)  # refuses what cannot be
     layer = _kernel(node, scope, scope.eps, activation, False)
     kernel = functools.partial(_kernel, node, scope, scope.eps, None)
-    return Ruled(node, scope.eps, rule, layer, kernel, node.args[0] in scope.nonnegative)
+    return Ruled(node, scope.eps, rule, layer, kernel, node.args[0] in scope.nonnegative, scope.exact)
 
 
 def _kernel(node: fx.Node, scope: Scope, eps: float, activation: fx.Node | None, needs_input: bool) -> Weighted:
@@ -259,9 +240,9 @@ def _shape(node: fx.Node) -> str:
 
 
 def _products(node: fx.Node, scope: Scope) -> int:
-    """How many factors carry relevance; a tensor times itself counts twice."""
+    """How many factors carry relevance, at least one; a tensor times itself counts twice."""
     factors = node.args[1] if packet(node) == "einsum" else node.args[:2]
-    return sum(isinstance(n, fx.Node) and n in scope.carrying for n in factors)
+    return max(1, sum(isinstance(n, fx.Node) and n in scope.carrying for n in factors))
 
 
 def _sole_activation(node: fx.Node, scope: Scope) -> fx.Node | None:

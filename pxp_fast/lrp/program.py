@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import DataError
+from .assignment import rules_of_layers, rules_of_others
 from .attention import Attention, HeadOutput
 from .batches import check_batch
 from .composites import Composite, composite
-from .dispatch import Scope, named_rules, operator_for, receivers, rulable_modules
+from .dispatch import Scope, operator_for, receivers
 from .fused import FusedLinear, Policy, reproducible
 from .graph import Captured
-from .groups import groups, layer_names
 from .onednn import serves
 from .prepare import last_uses, ordinary, prepare
 from .relevance import spread
@@ -104,9 +104,7 @@ class Program:
         self.dtype = dtype or given[0].dtype
         self.device = torch.device(device) if device is not None else given[0].device
         self.wide = torch.float64 if self.dtype == torch.float64 else torch.float32
-        names = layer_names(captured)
-        self.composite.check_patterns([*names.values(), *rulable_modules(captured.nodes())])
-        self.layer_rules = {n: self.composite.rule_of(group, names[n]) for n, group in groups(captured).items()}
+        self.layer_rules, layers = rules_of_layers(captured, self.composite)
         self.constants, self.layout, quick = prepare(captured, self.dtype, self.device, exact=exact)
         softmaxes = attention_softmaxes(captured, self._reached_from({captured.images}, set(readers), frozenset()))
         held = softmaxes if self.composite.softmax == "cp" else frozenset()
@@ -116,9 +114,9 @@ class Program:
         self.exact = exact
         policy = Policy(self.device, self.dtype, exact, fused)
         nodes = list(captured.nodes())
-        self.layer_rules |= named_rules(nodes, self.composite.layers)
+        self.layer_rules |= rules_of_others(captured, self.composite, layers)
         scope = Scope(
-            self.live, carrying, self.constants, self.composite.stabilizer, policy, onednn,
+            self.live, carrying, self.constants, self.composite.stabilizer, policy, onednn, not quick,
             rules=self.layer_rules,
             softmax=self.composite.softmax,
             softmaxes=softmaxes,
@@ -161,8 +159,8 @@ class Program:
     def _fold_splits(self, steps: dict[fx.Node, Operator]) -> None:
         """Let the layers that make queries, keys and values split attention's carry, where only attention reads it."""
         for node, step in steps.items():
-            split = isinstance(step, Attention) and step.parts == 2
-            shares = shares_of(self.captured, node) if split else None
+            split = isinstance(step, Attention) and all(step.shares)
+            shares = shares_of(self.captured, node, step.shares) if split else None
             layers = [steps.get(layer) for layer in shares or ()]
             if layers and all(isinstance(s, FusedLinear) and s.reader is None for s in layers):
                 step.shares = (1, 1, 1)

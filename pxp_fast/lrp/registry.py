@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import reprlib
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
@@ -77,10 +78,20 @@ class Rule:
     spreads: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for key, value in self.parameters().items():
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if value is not None and not (number and math.isfinite(value) and value >= 0):
-                raise PxpError(f"rule {self.name}: {key} is {value!r}; it must be a finite number >= 0")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not (value is None and field.default is None or is_size(value)):
+                raise PxpError(
+                    f"rule {self.name}: {field.name} is {reprlib.repr(value)}; it must be a finite number >= 0"
+                )
+
+    def follows(self, kinds: type[Rule] | tuple[type[Rule], ...]) -> bool:
+        """Whether the rule does what one of `kinds` does; a subclass that shares relevance in another way does not."""
+        own = type(self)
+        return any(
+            issubclass(own, kind) and own.parts is kind.parts and own.propagate is kind.propagate
+            for kind in (kinds if isinstance(kinds, tuple) else (kinds,))
+        )
 
     def stabilizer_or(self, default: float) -> float:
         """The rule's own stabilizer, or the composite's where it has none."""
@@ -127,10 +138,13 @@ class Situation:
         No entry of the layer's input is negative, whatever the images.
     rectified
         No relevance comes to outputs that are negative: a ReLU alone reads them.
+    exact
+        Small rounding errors are wanted more than speed: in float64, and where `exact` was asked for in float32.
     """
 
     nonnegative: bool = False
     rectified: bool = False
+    exact: bool = False
 
 
 def register(cls: type[Rule]) -> type[Rule]:
@@ -142,11 +156,20 @@ def register(cls: type[Rule]) -> type[Rule]:
         The class has no name, or another class has it.
     """
     taken = RULES.get(cls.name)
-    if not cls.name or taken is not None and taken.__qualname__ != cls.__qualname__:
-        owner = f"is already that of {taken.__qualname__}" if taken else "is empty"
-        raise PxpError(f"{cls.__qualname__}: the name {cls.name!r} {owner}; give the class a `name` of its own")
+    if not cls.name or taken is not None and _path(taken) != _path(cls):  # a class made again replaces itself
+        owner = f"is already that of {_path(taken)}" if taken else "is empty"
+        raise PxpError(f"{_path(cls)}: the name {cls.name!r} {owner}; give the class a `name` of its own")
     RULES[cls.name] = cls
     return cls
+
+
+def is_size(value: object) -> bool:
+    """Whether a value is a finite number >= 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def rule(given: str | Rule | Mapping) -> Rule:
@@ -158,14 +181,20 @@ def rule(given: str | Rule | Mapping) -> Rule:
         No such rule or parameter, or a value out of its range.
     """
     if isinstance(given, Rule):
+        if RULES.get(given.name) is not type(given):
+            raise PxpError(
+                f"{type(given).__qualname__} is not registered as rule {given.name!r}: give the class a `name` of its "
+                "own and the decorator pxp_fast.lrp.registry.register"
+            )
         return given
     if isinstance(given, str):
         given = {"rule": given}
     if not isinstance(given, Mapping) or not isinstance(given.get("rule"), str):
-        raise PxpError(f"a rule is {given!r}; pass a name, or a mapping such as {{'rule': 'gamma', 'gamma': 0.25}}")
+        found = reprlib.repr(given)
+        raise PxpError(f"{found} is no rule; pass a name, or a mapping such as {{'rule': 'gamma', 'gamma': 0.25}}")
     name = given["rule"]
     if name not in RULES:
-        raise PxpError(f"rule {name!r} is not known; choose one of {', '.join(RULES)}")
+        raise PxpError(f"rule {reprlib.repr(name)} is not known; choose one of {', '.join(RULES)}")
     parameters = {key: value for key, value in given.items() if key != "rule"}
     known = [field.name for field in dataclasses.fields(RULES[name])]
     unknown = [str(key) for key in parameters if key not in known]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -35,6 +36,13 @@ class Multiplier:
             self.unpacked = kernel.weight
             if not part.forward:
                 kernel.packed = None
+        self._of_ones: Tensor | None = None
+
+    def of_ones(self, source: Tensor) -> Tensor:
+        """The product with ones, ``[1, ...]`` for all samples of whatever batch; only to be read."""
+        if self._of_ones is None:
+            self._of_ones = self.product(torch.ones_like(source[:1]))
+        return self._of_ones
 
     def product(self, source: Tensor) -> Tensor:
         return self.kernel.product(source, self.unpacked, self.bias)
@@ -55,7 +63,7 @@ class Layer:
         negative entries, at which there is no relevance.
     stabilizer
         The rule's own, or else the composite's.
-    nonnegative, rectified
+    nonnegative, rectified, exact
         See :class:`Situation`.
     """
 
@@ -70,7 +78,7 @@ class Layer:
         multipliers: dict[str, Multiplier],
     ) -> None:
         self.source, self.output, self.stabilizer = source, output, stabilizer
-        self.nonnegative, self.rectified = situation.nonnegative, situation.rectified
+        self.nonnegative, self.rectified, self.exact = dataclasses.astuple(situation)
         self._carry, self._relevance, self._multipliers = carry, relevance, multipliers
 
     @property
@@ -83,6 +91,10 @@ class Layer:
     def product(self, part: str, source: Tensor) -> Tensor:
         """The layer with the weight and bias of a part, in memory of its own."""
         return self._multipliers[part].product(source)
+
+    def of_ones(self, part: str) -> Tensor:
+        """:meth:`product` with ones in place of the input, ``[1, ...]``, the same for every batch; only to be read."""
+        return self._multipliers[part].of_ones(self.source)
 
     def transposed(self, part: str, shared: Tensor) -> Tensor:
         """The product of `shared`, of the output's shape, with the transposed weight of a part."""
@@ -118,8 +130,8 @@ class Ruled(Operator):
         The layer itself; its `backward` is not used.
     kernel
         Makes a form of the layer without activation, given whether its transposed product is needed.
-    nonnegative
-        Whether the layer's input has no negative entry.
+    nonnegative, exact
+        See :class:`Situation`.
     """
 
     def __init__(
@@ -130,10 +142,11 @@ class Ruled(Operator):
         layer: Weighted,
         kernel: Callable[[bool], Weighted],
         nonnegative: bool,
+        exact: bool,
     ) -> None:
         super().__init__(node, rule.stabilizer_or(eps))
         self.rule, self.layer, self.kernel = rule, layer, kernel
-        self.situation = Situation(nonnegative, layer.name in ("relu", "relu6"))
+        self.situation = Situation(nonnegative, layer.name in ("relu", "relu6"), exact)
         self.multipliers: dict[str, Multiplier] = {}
 
     @property

@@ -18,15 +18,16 @@ AS_INPUTS = {
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
     "amax", "amin", "avg_pool1d", "avg_pool2d", "avg_pool3d", "cat", "chunk", "clone", "contiguous", "dropout",
     "expand", "expand_as", "feature_dropout", "flatten", "flip", "gather", "getitem", "im2col", "index",
-    "index_select", "max_pool1d", "max_pool2d", "max_pool3d", "maximum", "mean", "minimum", "movedim", "narrow",
+    "index_select", "max_pool1d", "max_pool2d", "max_pool3d", "mean", "movedim", "narrow",
     "permute", "pixel_shuffle", "pixel_unshuffle", "repeat", "repeat_interleave", "reshape", "reshape_as", "roll",
     "select", "slice", "split", "split_with_sizes", "squeeze", "stack", "sum", "t", "tile", "to", "transpose",
     "type_as", "unbind", "unflatten", "unfold", "unsafe_split", "unsqueeze", "upsample_bilinear2d",
     "upsample_nearest2d", "view", "view_as", "_to_copy", "_unsafe_view", "hardswish", "silu", "gelu", "leaky_relu",
     "elu", "mish", "tanh",
 }  # fmt: skip
-# Of two operands, or an operand and a number.
-ARITHMETIC = {"add", "mul", "div", "clamp_min"}
+# Of two operands, or an operand and a number: neither may be negative, or for the others one of them may.
+OF_BOTH = {"add", "mul", "div", "minimum"}
+OF_EITHER = {"maximum", "clamp_min"}
 
 
 def nonnegative(nodes: Iterable[fx.Node], constants: Mapping[fx.Node, object]) -> set[fx.Node]:
@@ -65,12 +66,16 @@ def _never_negative(node: fx.Node, holds) -> bool:
         return True
     if name == "pow":
         return holds(node.args[0]) or node.args[1] in (2, 4)
-    if name in ("hardtanh", "clamp"):
-        low = argument(node, "min_val" if name == "hardtanh" else "min")
-        return low is not None and holds(low) or name == "clamp" and holds(node.args[0]) and _no_lower(node, holds)
-    if name in ARITHMETIC:
+    if name == "hardtanh":
+        return holds(argument(node, "min_val"))
+    if name == "clamp":
+        low, high = argument(node, "min"), argument(node, "max")
+        return (holds(low) or holds(node.args[0])) and (high is None or holds(high))
+    if name in OF_BOTH:
         scale = argument(node, "alpha", 1) if name == "add" else 1
         return holds(scale) and all(map(holds, node.args[:2]))
+    if name in OF_EITHER:
+        return any(map(holds, node.args[:2]))
     if name in ("constant_pad_nd", "pad", "masked_fill"):
         value = argument(node, "value")
         return holds(node.args[0]) and (value is None or holds(value))
@@ -79,8 +84,3 @@ def _never_negative(node: fx.Node, holds) -> bool:
     if node.target is operator.getitem or name in AS_INPUTS:
         return holds(node.args[0])
     return False
-
-
-def _no_lower(node: fx.Node, holds) -> bool:
-    high = argument(node, "max")
-    return high is None or holds(high)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from .attention import SHARES
 from .fold import LINEAR
 from .graph import Captured, packet
 from .probe import Probe
@@ -17,10 +16,17 @@ REARRANGING = {
 }  # fmt: skip
 
 
-def shares_of(captured: Captured, attention: fx.Node) -> dict[fx.Node, Tensor] | None:
+def shares_of(
+    captured: Captured, attention: fx.Node, shares: tuple[float, float, float]
+) -> dict[fx.Node, Tensor] | None:
     """The share of the split carry that each output feature of attention's input layers stands for.
 
     Multiplying the rows of these layers' weights with it, on the way back alone, spares attention the products.
+
+    Parameters
+    ----------
+    shares
+        Those of queries, keys and values, all of which carry relevance.
 
     Returns
     -------
@@ -50,7 +56,7 @@ def shares_of(captured: Captured, attention: fx.Node) -> dict[fx.Node, Tensor] |
             if node in between:
                 probe.run(node)
         share = torch.zeros(shape[-1], dtype=torch.float64)
-        for source, part in zip(sources, SHARES, strict=True):
+        for source, part in zip(sources, shares, strict=True):
             columns = probe.values[source].unique()
             columns = columns[columns >= 0]
             if bool((share[columns] != 0).logical_and(share[columns] != part).any()):

@@ -5,6 +5,11 @@ With ``z = W a + b`` the layer, positive and negative contributions add up to ``
 ``M = |W| |a| + |b|``, since ``P = (M + z) / 2`` and ``N = (z - M) / 2``; and on the way back only two, since the carry
 is ``W^T u + sgn(a) |W|^T v``. Inputs that are never negative need fewer or none of them.
 
+These differences are as exact as their larger term: where ``P`` is a hundred-thousandth of ``M``, in float32 nothing of
+it is left. z-plus of inputs that are never negative subtracts nothing, and gamma nowhere does. For z-plus of signed
+inputs and for alpha-beta, float64 and ``exact=True`` make P and N of products of their own, so that each is exact
+however small; the quicker precisions trust that contributions of both signs are of about the same size.
+
 Biases are treated as in zennit 0.5.1: positive ones are positive contributions, negative ones negative.
 """
 
@@ -20,6 +25,8 @@ from ..errors import PxpError
 from .carry import Carry, Held
 from .registry import Part, Rule, Situation, register
 from .ruled import Layer
+
+OTHER = {"positive": "negative", "negative": "positive"}
 
 
 def magnitudes(layer: Layer) -> Tensor:
@@ -39,8 +46,39 @@ def positive(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.clamp(min=0)
 
 
+def negative(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.clamp(max=0)
+
+
 def magnitude(tensor: Tensor | None, factor: float = 1) -> Tensor | None:
     return None if tensor is None else tensor.abs() * factor
+
+
+def apart(weight: Tensor, bias: Tensor | None, nonnegative: bool) -> dict[str, Part]:
+    """The parts from which :func:`contributions` are made, none of which is a difference."""
+    parts = {"positive": Part(positive(weight), positive(bias)), "negative": Part(negative(weight), negative(bias))}
+    if not nonnegative:
+        parts |= {f"{sign} alone": Part(part.weight, back=False) for sign, part in parts.items()}
+    return parts
+
+
+def contributions(layer: Layer, of: str) -> Tensor:
+    """P (of ``"positive"``) or N, from :func:`apart`."""
+    if layer.nonnegative:
+        return layer.product(of, layer.source)
+    other = f"{OTHER[of]} alone"
+    return layer.product(of, positive(layer.source)).add_(layer.product(other, negative(layer.source)))
+
+
+def quotient(layer: Layer, total: Tensor) -> Tensor:
+    """Relevance divided by what contributed, never negative; 0 where nothing did."""
+    return torch.where(total > 0, layer.relevance / (total + layer.stabilizer), 0)
+
+
+def carry_apart(layer: Layer, shared: Tensor, of: str) -> Tensor:
+    """What shares per positive or negative contribution make of the input's carry, from :func:`apart`."""
+    carry = layer.transposed(of, shared)
+    return carry if layer.nonnegative else torch.where(layer.source > 0, carry, layer.transposed(OTHER[of], shared))
 
 
 class EpsilonRule(Rule):
@@ -94,12 +132,17 @@ class ZPlus(Rule):
     def parts(self, weight: Tensor, bias: Tensor | None, situation: Situation) -> dict[str, Part]:
         if situation.nonnegative:
             return {"positive": Part(positive(weight), positive(bias))}
+        if situation.exact:
+            return apart(weight, bias, nonnegative=False)
         return {"magnitude": Part(magnitude(weight), magnitude(bias)), "weight": Part(weight, forward=False)}
 
-    def propagate(self, layer: Layer) -> Carry:
+    def propagate(self, layer: Layer) -> Carry | Tensor:
         if layer.nonnegative:
             total = layer.product("positive", layer.source)
             return layer.carry("positive", layer.share(total, "plain")[0])
+        if layer.exact:
+            shared, _ = layer.share(contributions(layer, "positive"), "plain")
+            return carry_apart(layer, shared, "positive")
         half, _ = layer.share(magnitudes(layer), "positive", factor=2)
         return signed_carry(layer, half, half)
 
@@ -165,14 +208,20 @@ class AlphaBeta(Rule):
             )
 
     def parts(self, weight: Tensor, bias: Tensor | None, situation: Situation) -> dict[str, Part]:
+        if situation.exact and self.beta:
+            return apart(weight, bias, situation.nonnegative)
         parts = ZPlus().parts(weight, bias, situation)
         if situation.nonnegative and self.beta:
-            parts["negative"] = Part(weight.clamp(max=0), forward=False)
+            parts["negative"] = Part(negative(weight), forward=False)
         return parts
 
-    def propagate(self, layer: Layer) -> Carry:
+    def propagate(self, layer: Layer) -> Carry | Tensor:
         if not self.beta:
             return ZPlus.propagate(self, layer)
+        if layer.exact:
+            gains = self.alpha * quotient(layer, contributions(layer, "positive"))
+            losses = self.beta * quotient(layer, contributions(layer, "negative").neg_())
+            return carry_apart(layer, gains, "positive").add_(carry_apart(layer, losses, "negative"))
         factors = {"first": self.alpha, "second": self.beta}
         if layer.nonnegative:
             gains, losses = layer.share(layer.product("positive", layer.source), "both", **factors)
@@ -186,8 +235,7 @@ class Spread(Rule):
     spreads = True
 
     def propagate(self, layer: Layer) -> Tensor:
-        total = layer.product("spread", torch.ones_like(layer.source[:1]))
-        return layer.transposed("spread", layer.relevance / (total + layer.stabilizer))
+        return layer.transposed("spread", layer.relevance / (layer.of_ones("spread") + layer.stabilizer))
 
 
 @register
@@ -241,3 +289,7 @@ class Block(Rule):
 
     def propagate(self, layer: Layer) -> None:
         return None
+
+
+UNWEIGHTED = (Pass, Norm, Block)
+"""What acts on sums, pools and norms too."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from ..records import LayerRecord
 from ..results import Results
 
 if TYPE_CHECKING:
@@ -25,11 +26,12 @@ _VARIABLES = {
 }  # fmt: skip
 _KIND_COLOURS = {"filter": _ACCENT, "neuron": _THIRD, "head": _SECOND}
 _LABELLED = 40
+_PALE = 0.4
 
 
-def curve(results: Results, salt: int) -> Markup:
+def curve(results: Results, salt: int, narrow: bool = False) -> Markup:
     """Accuracy against the share of units removed: the plan's order, the opposite order, and the random band."""
-    figure, axes = _canvas(3.5)
+    figure, axes = _canvas(3.5, narrow)
     chance = [found for found in results.curves if found.order == "random"]
     if chance:
         rates = [100 * rate for rate in chance[0].rates]
@@ -74,27 +76,33 @@ def curve(results: Results, salt: int) -> Markup:
             label="this plan",
         )
     axes.set(xlim=(-1.5, 101), ylim=(0, 104), xlabel="units removed (%)", ylabel="accuracy (%)")
-    axes.set_xticks(range(0, 101, 10))
+    axes.set_xticks(range(0, 101, 20 if narrow else 10))
     handles, labels = axes.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda i: ("least", "this", "rando", "most").index(labels[i].split()[0][:5]))
     legend = axes.legend(
         [handles[i] for i in order], [labels[i] for i in order], frameon=False, fontsize=9, loc="upper center",
-        bbox_to_anchor=(0.5, 1.16), ncols=4, handlelength=1.8, columnspacing=1.6,
+        bbox_to_anchor=(0.5, 1.36 if narrow else 1.16), ncols=1 if narrow else 4, handlelength=1.8, columnspacing=1.6,
     )  # fmt: skip
     for text in legend.get_texts():
         text.set_color(_INK)
-    return _svg(figure, f"curve-{salt}")
+    return _svg(figure, f"curve-{salt}", narrow)
 
 
 def layers(results: Results, salt: int) -> Markup:
-    """The share of each layer's units that the plan removes, in the order of the network."""
+    """The share of each layer's units that the plan removes, in the order of the network.
+
+    Where the network is slimmed, what is cut out is solid and what stays as zeros pale.
+    """
     figure, axes = _canvas(2.9)
     found = [layer for layer in results.layers if layer.count]
     for kind in dict.fromkeys(layer.kind for layer in found):
         positions = [i for i, layer in enumerate(found) if layer.kind == kind]
         shares = [100 * found[i].removed / found[i].count for i in positions]
         axes.bar(positions, [100] * len(positions), width=0.72, color=_BAND, linewidth=0)
-        axes.bar(positions, shares, width=0.72, color=_KIND_COLOURS.get(kind, _MUTED), linewidth=0, label=f"{kind}s")
+        solid = [100 * _solid(found[i]) / found[i].count for i in positions]
+        colour = _KIND_COLOURS.get(kind, _MUTED)
+        axes.bar(positions, shares, width=0.72, color=colour, alpha=_PALE, linewidth=0)
+        axes.bar(positions, solid, width=0.72, color=colour, linewidth=0, label=f"{kind}s")
     axes.axhline(100 * results.removed / max(results.units, 1), color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
     step = max(1, -(-len(found) // _LABELLED))
     ticks = range(0, len(found), step)
@@ -106,6 +114,10 @@ def layers(results: Results, salt: int) -> Markup:
         for text in legend.get_texts():
             text.set_color(_INK)
     return _svg(figure, f"layers-{salt}")
+
+
+def _solid(layer: LayerRecord) -> int:
+    return layer.removed if layer.cut is None else layer.cut
 
 
 def stability(found: Stability) -> Markup:
@@ -142,10 +154,10 @@ def standalone(drawing: Markup) -> str:
     return f'<?xml version="1.0" encoding="utf-8"?>\n{drawing[:end]}<style>{colours}</style>{ground}{drawing[end:]}'
 
 
-def _canvas(height: float) -> tuple[Any, Any]:
+def _canvas(height: float, narrow: bool = False) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.2, height), layout="constrained")
+    figure = Figure(figsize=(4.2 if narrow else 9.2, height), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
@@ -160,10 +172,11 @@ def _canvas(height: float) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _svg(figure: Any, salt: str) -> Markup:
+def _svg(figure: Any, salt: str, narrow: bool = False) -> Markup:
     """The drawing as an SVG element for inlining; its ids are unique to `salt` and the same at every run."""
     import matplotlib as mpl
 
+    salt = f"{salt}-narrow" if narrow else salt
     stream = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})

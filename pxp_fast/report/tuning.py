@@ -39,6 +39,7 @@ def render(tuning: Tuning, command: str) -> str:
         settings=settings(tuning),
         history=_history(tuning),
         importance=_importance(tuning) if tuning.importance else None,
+        no_importance=no_importance(tuning),
         curves=_curves(tuning),
         value=value,
         rules=rules,
@@ -84,6 +85,15 @@ def notes(tuning: Tuning) -> Iterator[str]:
         yield f"Not in the search space, so not tried: {', '.join(tuning.missing_presets)}."
     if failed := sum(trial.state == "failed" for trial in tuning.trials):
         yield f"{failed} trials failed; the table says why."
+
+
+def no_importance(tuning: Tuning) -> str:
+    """Why the page does not say which parameters matter."""
+    from ..tuning.records import LEAST_FOR_IMPORTANCE as LEAST
+
+    if tuning.importance_trials < LEAST:
+        return f"{tuning.importance_trials} trials are too few to tell which parameters matter; it takes {LEAST}."
+    return f"All {tuning.importance_trials} trials did alike, so no parameter can be told to matter."
 
 
 def tiles(tuning: Tuning) -> list[Tile]:

@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 from ..results import ClassRecord, Results
 
-_CLASSES_SHOWN = 12
-
 
 class Tile(NamedTuple):
     """A number with its name and what to compare it with."""
@@ -63,8 +61,10 @@ def measured(results: Results) -> str:
 def summary(results: Results) -> str:
     order = {"least": "least relevant first", "most": "most relevant first", "random": "in random order"}
     task = f", for {len(results.task.classes)} classes alone" if results.task is not None else ""
+    slimmed = results.slimmed is not None and results.slimmed.problem is None
     text = (
-        f"{count(results.removed)} of {count(results.units)} {unit_names(results)} were set to zero, "
+        f"{count(results.removed)} of {count(results.units)} {unit_names(results)} were "
+        f"{'removed' if slimmed else 'set to zero'}, "
         f"{order[results.config.get('order', 'least')]}, without any retraining{task}. {measured(results)}"
     )
     least = results.curve("least")
@@ -107,10 +107,20 @@ def tiles(results: Results) -> list[Tile]:
     return shown
 
 
-def changed_classes(results: Results) -> list[ClassRecord]:
-    """The classes that lost or gained most, largest loss first."""
-    changed = [record for record in results.classes if record.before != record.after and record.total]
-    return sorted(changed, key=lambda r: ((r.after - r.before) / r.total, r.label))[:_CLASSES_SHOWN]
+def class_changes(results: Results) -> list[ClassRecord]:
+    """All classes that were judged, the largest loss first."""
+    return sorted((r for r in results.classes if r.total), key=lambda r: ((r.after - r.before) / r.total, r.label))
+
+
+def class_changes_alt(results: Results) -> str:
+    found = class_changes(results)
+    if not found:
+        return "No classes."
+    worse, better = sum(r.after < r.before for r in found), sum(r.after > r.before for r in found)
+    return (
+        f"Of {count(len(found))} classes {count(worse)} lose accuracy, {count(better)} gain, "
+        f"{count(len(found) - worse - better)} stay as they are."
+    )
 
 
 def curve_table(results: Results) -> list[tuple[float, list[str]]]:

@@ -37,7 +37,7 @@ def problem(masked: nn.Module, small: nn.Module, removal: Removal, images: Tenso
             reason = f": {str(error).splitlines()[0]}"
     for layer in removal.coupling.labels.layers:
         name = _module(removal, layer)
-        if name not in expected:  # called as a function of its weights
+        if name not in expected:  # called as a function of its weights, or in a block that does nothing
             continue
         if name not in found:
             return f"{name} is not reached{reason}"
@@ -70,7 +70,8 @@ def _outputs(model: nn.Module, removal: Removal) -> Iterator[dict[str, Tensor]]:
     """What each layer's module yields while the model runs in the block, by its name; the first call of each."""
     found: dict[str, Tensor] = {}
     handles = []
-    for name in dict.fromkeys(_module(removal, layer) for layer in removal.coupling.labels.layers):
+    names = dict.fromkeys(_module(removal, layer) for layer in removal.coupling.labels.layers)
+    for name in (name for name in names if not removal.skips(name)):
 
         def look(module: nn.Module, args: tuple, value: object, name: str = name) -> None:
             if isinstance(value, Tensor):

@@ -6,30 +6,48 @@ those that multiply are told that nothing times zero is zero.
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor, fx
 
-from ..lrp.fold import CONVOLUTIONS, LINEAR
+from ..lrp.fold import CONVOLUTIONS, LINEAR, VIEWS
 from ..lrp.graph import ATEN, Captured, argument, packet
 from ..lrp.probe import SAMPLES
 
 
-@torch.no_grad()
-def constant_inputs(captured: Captured) -> dict[fx.Node, Tensor]:
-    """For every convolution and linear layer, its input channels' values, NaN where they are not always the same.
+@dataclasses.dataclass
+class Constants:
+    """What is always the same in a network.
 
-    Float ``[channels]``. A channel counts as constant where it is the same at every position.
+    Attributes
+    ----------
+    inputs
+        For every convolution and linear layer, its input channels' values ``[channels]``, NaN where they are not always
+        the same, or not at every position.
+    zeros
+        The operators whose value is always 0.
     """
+
+    inputs: dict[fx.Node, Tensor]
+    zeros: set[fx.Node]
+
+
+@torch.no_grad()
+def constants_of(captured: Captured) -> Constants:
+    """Run the network once on nothing that is known."""
     like = captured.images.meta["val"]
     device = next(t.device for t in captured.constants.values() if isinstance(t, Tensor))
     images = torch.full((SAMPLES, *like.shape[1:]), torch.nan, dtype=like.dtype, device=device)
     env: dict[fx.Node, object] = {**captured.constants, captured.images: images}
-    found: dict[fx.Node, Tensor] = {}
+    found = Constants({}, set())
     remaining = {node: len(node.users) for node in captured.nodes()}
     for node in captured.nodes():
         if node.target in CONVOLUTIONS or node.target is LINEAR:
-            found[node] = _by_channel(env[node.args[0]], -1 if node.target is LINEAR else 1)
+            found.inputs[node] = _by_channel(env[node.args[0]], -1 if node.target is LINEAR else 1)
         env[node] = _value(node, env)
+        if isinstance(env[node], Tensor) and bool((env[node] == 0).all()):
+            found.zeros.add(node)
         for source in node.all_input_nodes:
             if source in remaining:
                 remaining[source] -= 1
@@ -55,7 +73,8 @@ def _value(node: fx.Node, env: dict[fx.Node, object]) -> object:
         return _attended(node, args, env)
     if name == "batch_norm":
         return _batch_norm(node, env)
-    value = node.target(*args, **kwargs)
+    # The strides are not those of the model's values, which a view may rely on.
+    value = (ATEN.reshape.default if node.target in VIEWS else node.target)(*args, **kwargs)
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
     if name == "mul" and len(tensors) == 2:
         return value.masked_fill((tensors[0] == 0) | (tensors[1] == 0), 0)

@@ -7,8 +7,8 @@ import math
 
 from torch import Tensor, fx
 
-from ..lrp.fold import CONVOLUTIONS
-from ..lrp.graph import packet
+from ..lrp.graph import module_of, packet
+from ..lrp.probe import SAMPLES
 from .labels import LayerUse
 from .removal import Removal, kept_along
 
@@ -33,10 +33,11 @@ class Costs:
 def costs(removal: Removal) -> Costs:
     """The costs of the network without what is removed."""
     labels, captured = removal.coupling.labels, removal.captured
-    parameters = sum(_left(removal, node) for node in captured.parameters)
-    flops = sum(_layer(removal, layer) for layer in labels.layers)
+    parameters = sum(_left(removal, node) for node, name in captured.parameters.items() if not removal.skips(name))
+    names = captured.parameters
+    flops = sum(_layer(removal, layer) for layer in labels.layers if not removal.skips(names[layer.weight]))
     attentions = {attention.node: attention.heads for attention in labels.attentions}
-    for node in captured.nodes():
+    for node in (n for n in captured.nodes() if not removal.skips(module_of(n))):
         work = _product(removal, node)
         if node in attentions:
             gone = removal.gone(attentions[node])
@@ -60,22 +61,20 @@ def _left(removal: Removal, node: fx.Node) -> int:
 def _layer(removal: Removal, layer: LayerUse) -> int:
     """A layer's work: at every position each output needs each input of its group."""
     shape = removal.coupling.labels.shape(layer.node)
-    positions = math.prod(shape[2:]) if layer.node.target in CONVOLUTIONS else math.prod(shape[1:-1])
+    positions = math.prod(shape) // len(layer.outputs) // SAMPLES
     kernel = math.prod(removal.captured.constants[layer.weight].shape[2:])
     columns = 1 if layer.channelwise else _kept(removal, layer.inputs) // layer.groups
-    # Positions that are folded into the batch are the same for every image.
-    folded = shape[0] // 2
-    return 2 * folded * positions * kernel * _kept(removal, layer.outputs) * columns
+    return 2 * positions * kernel * _kept(removal, layer.outputs) * columns
 
 
 def _product(removal: Removal, node: fx.Node) -> int:
     """The work of a product of two values, or of attention's two, for one image."""
     shape = removal.coupling.labels.shape
     if packet(node) in ("matmul", "bmm"):
-        return 2 * math.prod(shape(node)) * shape(node.args[0])[-1] // 2
+        return 2 * math.prod(shape(node)) * shape(node.args[0])[-1] // SAMPLES
     if packet(node) == "scaled_dot_product_attention":
         query, key, value = (shape(n) for n in node.args[:3])
-        return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1]) // 2
+        return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1]) // SAMPLES
     return 0
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from ..lrp.fold import CONVOLUTIONS, LINEAR, WEIGHTED
 from ..lrp.graph import ATEN, Captured, argument, module_of
-from .constancy import constant_inputs
+from .constancy import constants_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ def readers(model: nn.Module, whole: Captured, masked: Captured) -> Iterator[Rea
 
     Layers with a filter for each channel are not among them: what they read of a channel goes with that channel.
     """
-    before, after = constant_inputs(whole), constant_inputs(masked)
+    before, after = constants_of(whole).inputs, constants_of(masked).inputs
     uses = Counter(node for layer in whole.nodes() for node in layer.all_input_nodes)
     held = Counter(id(tensor) for _, tensor in model.named_parameters(remove_duplicate=False))
     named = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
@@ -90,9 +90,9 @@ def readers(model: nn.Module, whole: Captured, masked: Captured) -> Iterator[Rea
         if node.args[0] not in changed and not lost:
             continue
         rows = weight.flatten(1).any(1)
-        if not bool(rows.any()):
-            continue
         constants = after[node].to(weight.device)
+        if not bool(rows.any()) or not bool((used[1].flatten() & constants.isnan()).any()):
+            continue  # a layer that always yields the same can be cut out, unless that is changed
         found = _adjustable(model, whole, node, uses, held, named)
         if isinstance(found, str):
             yield LeftAlone(module_of(node), found)

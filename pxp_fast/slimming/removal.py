@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..lrp.graph import Captured
-from .constancy import constant_inputs
+from .constancy import constants_of
 from .coupling import Coupling
+from .identity import idle_blocks
 from .labels import KEPT, NOBODY, LayerUse, compact
 
 
@@ -24,24 +25,39 @@ class Removal:
     ----------
     captured
         The masked network.
-    spared
-        Classes that are to stay whatever they do.
+    rearranged
+        Whether channels that the network lays out in several dimensions may go.
+    model
+        The network's modules, where blocks that do nothing may go as well.
 
     Attributes
     ----------
     removed
         ``[labels]``, bool, by class.
-    constants
-        For every layer, the values of its input channels, NaN where they depend on the images.
+    constants, zeros
+        See :class:`~pxp_fast.slimming.constancy.Constants`.
+    idle
+        Paths of the blocks that do nothing.
     """
 
-    def __init__(self, captured: Captured, coupling: Coupling, spared: Iterable[int] = ()) -> None:
+    def __init__(
+        self, captured: Captured, coupling: Coupling, rearranged: bool = True, model: nn.Module | None = None
+    ) -> None:
         self.captured = captured
         self.coupling = coupling
-        self.constants = constant_inputs(captured)
+        found = constants_of(captured)
+        self.constants, self.zeros = found.inputs, found.zeros
+        self.idle = [] if model is None else idle_blocks(captured, model, found.zeros)
         self.removed = self._unread()
-        self.removed[list(spared)] = False
+        self.tables = [table for table in map(self._table, self._values()) if table is not None]
+        if not rearranged:
+            for table in self.tables:
+                self._give_back(table)
         self._shape()
+
+    def skips(self, path: str) -> bool:
+        """Whether a module, or the owner of a parameter, lies in a block that does nothing."""
+        return any(path == block or path.startswith(f"{block}.") for block in self.idle)
 
     def gone(self, labels: Tensor) -> Tensor:
         """Which of these labels are removed."""
@@ -75,7 +91,6 @@ class Removal:
     def _shape(self) -> None:
         """Give back what must stay for the rest to have a form."""
         layers = self.coupling.labels.layers
-        tables = [t for t in map(self._table, self._values()) if t is not None]
         before = -1
         while before != (before := int(self.removed.sum())):
             for layer in layers:
@@ -85,7 +100,7 @@ class Removal:
                     self._balance(layer.outputs, layer.groups)
             for attention in self.coupling.labels.attentions:
                 self._keep_one(attention.heads)
-            for table in tables:
+            for table in self.tables:
                 self._keep_boxes(table)
 
     def _give_back(self, labels: Tensor) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..lrp.graph import argument
 from .labels import LayerUse
 from .removal import Removal, kept_along
+from .sizes import fit, fit_heads
 
 
 @torch.no_grad()
@@ -28,14 +29,20 @@ def cut(model: nn.Module, removal: Removal) -> None:
                 smaller[name] = smaller[name].index_select(dim, kept.to(smaller[name].device))
     for name, value in smaller.items():
         if value.shape != tensors[name].shape:
-            for alias in (other for other, tensor in tensors.items() if tensor is tensors[name]):
-                _assign(model, alias, value)
-    for layer in labels.layers:
-        _tell(model.get_submodule(names[layer.weight].rpartition(".")[0]), layer, removal)
+            held = value.clone()
+            if isinstance(tensors[name], nn.Parameter):
+                held = nn.Parameter(held, tensors[name].requires_grad)
+            for alias in _aliases(tensors, name):
+                _assign(model, alias, held)
+    for path in removal.idle:
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, nn.Identity())
     for module in model.modules():
-        _tell_norm(module)
-    for attention in labels.attentions:
-        _tell_attention(model.get_submodule(attention.module), attention.heads, removal)
+        fit(module)
+    modules = dict(model.named_modules())
+    for attention in (a for a in labels.attentions if a.module in modules and not removal.skips(a.module)):
+        after = int((~removal.gone(attention.heads)).sum())
+        fit_heads(modules[attention.module], len(attention.heads), after)
 
 
 def _weight(weight: Tensor, layer: LayerUse, removal: Removal) -> Tensor:
@@ -71,42 +78,12 @@ def _fold_constants(model: nn.Module, tensors: dict[str, Tensor], layer: LayerUs
         tensors[names[bias]].add_(added)
 
 
+def _aliases(tensors: dict[str, Tensor], name: str) -> list[str]:
+    """All names of a tensor: tied weights have several."""
+    return [other for other, tensor in tensors.items() if tensor is tensors[name]]
+
+
 def _assign(model: nn.Module, name: str, value: Tensor) -> None:
     owner, _, attribute = name.rpartition(".")
     module = model.get_submodule(owner)
-    if attribute in module._parameters:
-        requires_grad = module._parameters[attribute].requires_grad
-        module._parameters[attribute] = nn.Parameter(value.clone(), requires_grad=requires_grad)
-    else:
-        module._buffers[attribute] = value.clone()
-
-
-def _tell(module: nn.Module, layer: LayerUse, removal: Removal) -> None:
-    """The sizes of a layer's module."""
-    if isinstance(module, nn.modules.conv._ConvNd):
-        if layer.channelwise:
-            module.groups = int((~removal.gone(layer.inputs)).sum())
-        module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-
-
-def _tell_norm(module: nn.Module) -> None:
-    if isinstance(module, nn.modules.batchnorm._NormBase):
-        held = module.weight if module.weight is not None else module.running_mean
-        if held is not None:
-            module.num_features = len(held)
-    elif isinstance(module, nn.LayerNorm) and module.weight is not None:
-        module.normalized_shape = tuple(module.weight.shape)
-
-
-def _tell_attention(module: nn.Module, heads: Tensor, removal: Removal) -> None:
-    """The number of heads, and the width of all of them, under the names that attentions have for these."""
-    before, after = len(heads), int((~removal.gone(heads)).sum())
-    if before == after or getattr(module, "num_heads", None) != before:
-        return
-    module.num_heads = after
-    for name in ("attn_dim", "inner_dim", "all_head_dim"):
-        width = getattr(module, name, None)
-        if isinstance(width, int) and width % before == 0:
-            setattr(module, name, width // before * after)
+    (module._parameters if attribute in module._parameters else module._buffers)[attribute] = value

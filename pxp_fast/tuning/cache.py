@@ -23,14 +23,21 @@ def key_of(composite: Composite | Mapping[str, Any]) -> str:
 
 
 class Cache:
-    """A folder that processes share.
+    """Folders that processes, and searches for different objectives, share.
 
-    ``KEY.safetensors`` are the scores of a composite; ``KEY.magnitude.SPLIT.json`` (``KEY.signed.SPLIT.json``) how many
-    of a split's images are still right at each rate when units go by these scores.
+    ``KEY.safetensors`` in `scored` are the scores of a composite. ``KEY.magnitude.json`` (``KEY.signed.json``) in the
+    folder of a split is how many of its images are still right at each rate when units go by these scores.
+
+    Parameters
+    ----------
+    scored
+        The folder of everything that is scored alike.
+    judged
+        By the name of a split, the folder of everything that is judged alike.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, scored: Path, judged: Mapping[str, Path]) -> None:
+        self.folder, self._judged = scored, dict(judged)
 
     def scores(self, composite: Composite, make: Callable[[], Scores]) -> Scores:
         """The scores of a composite; made only where no process has made them before, or is making them now."""
@@ -46,16 +53,21 @@ class Cache:
             return made
 
     def correct(self, name: str) -> dict[float, int]:
-        """Right answers by rate, as far as they are known, of what :meth:`add_correct` noted under `name`."""
+        """Right answers by rate, as far as they are known, of what :meth:`add_correct` noted under ``NAME.SPLIT``."""
         try:
-            content = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+            content = json.loads(self._path(name).read_text(encoding="utf-8"))
             return {float(rate): int(count) for rate, count in content.items()}
         except (OSError, ValueError, AttributeError, TypeError):
             return {}
 
     def add_correct(self, name: str, found: Mapping[float, int]) -> None:
-        """Note right answers by rate."""
-        with locked(self.folder / f".{name}.lock"), atomic_write(self.folder / f"{name}.json") as temporary:
+        """Note right answers by rate, under ``NAME.SPLIT``."""
+        path = self._path(name)
+        with locked(path.with_name(f".{path.stem}.lock")), atomic_write(path) as temporary:
             known = self.correct(name) | dict(found)
             content = {str(rate): known[rate] for rate in sorted(known)}
             temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+    def _path(self, name: str) -> Path:
+        own, _, split = name.rpartition(".")
+        return self._judged[split] / f"{own}.json"

@@ -23,7 +23,7 @@ class Objective:
     name
         ``"a-pr"``: mean accuracy over the rates 0, 0.05 ... 0.95. ``"top-pr"``: the highest of these rates that keeps
         95 % of the unpruned accuracy. ``"rate"``, ``"flops"``: accuracy with `at` of the units removed, or with `at` of
-        the FLOPs left.
+        the FLOPs left once slimmed.
     at
         In (0, 1); None for the first two.
     """
@@ -66,13 +66,15 @@ class Objective:
     def steps(self) -> tuple[tuple[float, ...], ...]:
         """The rates to judge at, in steps after each of which a hopeless trial may end; each step spans the range.
 
-        The objective ``flops`` has none: its rate depends on the scores.
+        Rate 0, by which Top-PR measures all others, is in the first step, and costs nothing: it is the same for all
+        trials. The objective ``flops`` has no steps: its rate depends on the scores.
         """
         if self.name == "flops":
             return ()
         if self.name == "rate":
             return ((self.at,),)
-        return tuple(RATES[start::_STRIDE] for start in (2, 0, 4, 1, 3))
+        first, *others = (RATES[start::_STRIDE] for start in (2, 0, 4, 1, 3))
+        return ((0.0, *first), *(tuple(rate for rate in rates if rate > 0) for rates in others))
 
     def value(self, accuracies: Mapping[float, float]) -> float:
         """The objective, from the accuracies judged so far, by rate."""

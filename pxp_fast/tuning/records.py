@@ -14,6 +14,7 @@ from ..files import atomic_write
 from ..lrp import Composite
 
 VERSION = 1
+LEAST_FOR_IMPORTANCE = 20
 
 
 class _Record(pydantic.BaseModel, extra="forbid", frozen=True):
@@ -80,7 +81,10 @@ class Tuning(_Record):
     running
         Trials that other processes were still at.
     importance
-        Each parameter's share in the objective's variation (PED-ANOVA), of more than a few trials.
+        Each parameter's share in what tells the best quarter of the trials from the others (PED-ANOVA), by the rates
+        that all were judged at; empty where there are too few.
+    importance_trials
+        How many trials that is of.
     made_for
         What the folder belongs to: model, images, options.
     """
@@ -100,6 +104,7 @@ class Tuning(_Record):
     missing_presets: tuple[str, ...]
     running: int
     importance: dict[str, float]
+    importance_trials: int = 0
     environment: dict[str, str]
 
     @property

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pydantic
-import torch
-from torch import fx, nn
+from torch import fx
 
 from ..errors import PxpError
 from ..finding import find_units
-from ..lrp import Composite, capture
+from ..lrp import Composite
 from ..lrp.dispatch import receivers
 from ..lrp.graph import Captured, module_of, packet
 from ..lrp.groups import groups as groups_of
@@ -116,25 +115,35 @@ class Space(pydantic.BaseModel, extra="forbid", frozen=True):
         """The rules that a group of layers may have."""
         return self.rules.get(group, ("epsilon",)) if isinstance(self.rules, dict) else self.rules
 
-    def suggest(self, trial: optuna.trial.BaseTrial, uses: Uses) -> Candidate:
-        """The candidate of a trial, which is asked only for what makes a difference."""
+    def suggest(self, trial: optuna.trial.BaseTrial, uses: Uses, flat: bool = False) -> Candidate:
+        """The candidate of a trial, which is asked only for what makes a difference to the network.
+
+        `flat` asks for the gamma of a group whatever its rule is, as a sampler needs that models all parameters at
+        once.
+        """
         stabilizer = _rounded(trial.suggest_float("stabilizer", *self.stabilizer, log=True))
         mapping: dict[str, Any] = {"name": "tuned", "stabilizer": stabilizer}
         for group in (group for group in GROUPS if group in uses.groups):
             name = _choice(trial, f"{group}.rule", self.rules_of(group))
             mapping[group] = {"rule": name}
-            if name == "gamma":
-                mapping[group]["gamma"] = _rounded(trial.suggest_float(f"{group}.gamma", *self.gamma, log=True))
+            if name == "gamma" or (flat and "gamma" in self.rules_of(group)):
+                gamma = _rounded(trial.suggest_float(f"{group}.gamma", *self.gamma, log=True))
+                mapping[group] |= {"gamma": gamma} if name == "gamma" else {}
         if uses.softmax:
             mapping["softmax"] = _choice(trial, "softmax", self.softmax)
         return Candidate(Composite.from_mapping(mapping), _choice(trial, "magnitude", self.magnitude))
 
-    def parameters_of(self, wanted: Candidate, uses: Uses) -> dict[str, Any] | None:
-        """The parameters that make :meth:`suggest` give a candidate; None where the space does not hold it."""
+    def parameters_of(self, wanted: Candidate, uses: Uses, flat: bool = False) -> dict[str, Any] | None:
+        """The parameters that make :meth:`suggest` give a candidate; None where the space does not hold it.
+
+        A gamma that has no bearing is in the middle of its range.
+        """
         from optuna.trial import FixedTrial
 
         described = wanted.composite.describe()
         parameters = {"stabilizer": described["stabilizer"], "magnitude": wanted.magnitude}
+        if flat:
+            parameters |= {f"{group}.gamma": math.sqrt(self.gamma[0] * self.gamma[1]) for group in uses.groups}
         if uses.softmax:
             parameters["softmax"] = described["softmax"]
         for group in uses.groups:
@@ -147,7 +156,7 @@ class Space(pydantic.BaseModel, extra="forbid", frozen=True):
             return None
         trial = FixedTrial(parameters)
         try:
-            found = self.suggest(trial, uses)
+            found = self.suggest(trial, uses, flat)
         except ValueError:  # a choice that is not offered
             return None
         if found.magnitude != wanted.magnitude or uses.key_of(found.composite) != uses.key_of(wanted.composite):
@@ -184,9 +193,8 @@ class Uses(NamedTuple):
         return any(fnmatch.fnmatchcase(module, pattern) for module in self.modules)
 
 
-def uses_of(model: nn.Module, example: torch.Tensor, kinds: tuple[str, ...] | None) -> Uses:
+def uses_of(captured: Captured, kinds: tuple[str, ...] | None) -> Uses:
     """Find what bears on the scores: only layers that pass relevance on to units below them have a say."""
-    captured = capture(model, example)
     passing = _passing(captured, {site.node for site in find_units(captured, kinds)})
     layers = {node: group for node, group in groups_of(captured).items() if node in passing}
     softmax = any("softmax" in packet(node) or "attention" in packet(node) for node in passing)

@@ -76,7 +76,7 @@ def journal(path: Path) -> optuna.storages.JournalStorage:
     try:
         return JournalStorage(JournalFileBackend(str(path), lock_obj=_JournalLock(path)))
     except (ValueError, KeyError) as error:
-        raise OutputError(f"{path} is damaged ({error}); remove it: what it led to is still in cache/") from error
+        raise OutputError(f"{path} is damaged ({error}); remove it: what it led to is still in the cache") from error
 
 
 def mend(path: Path) -> None:

@@ -13,11 +13,12 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ..errors import OutputError, PxpError
+from .records import LEAST_FOR_IMPORTANCE
 from .storage import Worker, alive, journal, locked
 
 SAMPLERS = ("tpe", "gp", "random")
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-_LEAST_FOR_IMPORTANCE = 8
+_GOOD = 0.25
 
 
 class Study:
@@ -41,7 +42,7 @@ class Study:
                 study_name="pxp_fast",
                 storage=journal(folder / "study.journal"),
                 sampler=_ByNumber(sampler, seed),
-                pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_min_trials=4),
+                pruner=_pruner(sampler),
                 direction="maximize",
                 load_if_exists=True,
             )
@@ -99,19 +100,27 @@ class Study:
         complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)
 
-    def importance(self) -> dict[str, float]:
-        """Each parameter's share in the variation of the objective, largest first; empty where too little is known."""
-        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if len(complete) < _LEAST_FOR_IMPORTANCE or len({trial.value for trial in complete}) < 3:
-            return {}
-        try:
-            with _quiet():
-                found = optuna.importance.get_param_importances(
-                    self.study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
-                )
-        except (ValueError, RuntimeError):  # too few distinct values to tell
-            return {}
-        return {name: float(share) for name, share in found.items()}
+    def importance(self) -> tuple[dict[str, float], int]:
+        """Each parameter's share in what tells good trials from others, largest first, and the number of trials.
+
+        Good is the best quarter by the value after the first step, which trials that were given up have as well. Empty
+        where the trials are too few to tell.
+        """
+        values = [(trial, trial.intermediate_values.get(0, trial.value)) for trial in self.finished()]
+        known = [(trial, value) for trial, value in values if value is not None]
+        if len(known) < LEAST_FOR_IMPORTANCE:
+            return {}, len(known)
+        with _quiet():
+            beside = optuna.create_study(direction="maximize")
+            for trial, value in known:
+                given = {"params": trial.params, "distributions": trial.distributions}
+                beside.add_trial(optuna.trial.create_trial(value=value, **given))
+            evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=_GOOD)
+            try:
+                found = optuna.importance.get_param_importances(beside, evaluator=evaluator)
+            except (ValueError, RuntimeError):  # all values alike
+                return {}, len(known)
+        return {name: float(share) for name, share in found.items()}, len(known)
 
     def _take_over(self) -> None:
         """Let the trials of processes that are no more be tried again."""
@@ -160,10 +169,17 @@ def _maker(name: str) -> Callable[[int], optuna.samplers.BaseSampler]:
             import scipy  # noqa: F401
         except ImportError as error:
             raise PxpError("the sampler gp needs scipy; install it with: pip install 'pxp_fast[tune]'") from error
-        return lambda seed: optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False)
+        return lambda seed: optuna.samplers.GPSampler(seed=seed, deterministic_objective=True)
     if name == "random":
         return lambda seed: optuna.samplers.RandomSampler(seed=seed)
     raise PxpError(f"sampler {name!r} is not known; choose one of {', '.join(SAMPLERS)}")
+
+
+def _pruner(sampler: str) -> optuna.pruners.BasePruner:
+    """What gives up hopeless trials: nothing for a Gaussian process, which learns from trials judged to the end."""
+    if sampler == "gp":
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.MedianPruner(n_startup_trials=5, n_min_trials=4)
 
 
 def _counts(trial: FrozenTrial) -> bool:

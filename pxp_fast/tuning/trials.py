@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import DataError
+from ..budget_search import rate_leaving
 from ..evaluate import evaluate_plans
 from ..lrp import Composite
 from ..plan import Plan, plan
 from ..progress import Track
 from ..scores import Scores
 from ..scoring import score
+from ..slim import Slimmer
 from .cache import Cache, key_of
-from .flops import Flops
 from .objective import Objective
 from .space import Candidate
 
@@ -34,6 +33,10 @@ class Judge:
         The images that score.
     splits
         The sets of images that judge, by name: ``"tuning"``, ``"held-out"``.
+    cache
+        Where scores and judgements are kept.
+    example
+        The first images that score, ``[N, C, H, W]``.
     scoring_options, plan_options
         For :func:`pxp_fast.score` and :func:`pxp_fast.plan`.
     dtype
@@ -45,15 +48,16 @@ class Judge:
         model: nn.Module,
         reference: Batches,
         splits: dict[str, Batches],
-        folder: Path,
+        cache: Cache,
         *,
+        example: Tensor,
         scoring_options: dict[str, Any],
         plan_options: dict[str, Any],
         dtype: torch.dtype | None = None,
         progress: Track | None = None,
     ) -> None:
         self.model, self.reference, self.splits = model, reference, splits
-        self.cache = Cache(folder)
+        self.cache, self.example = cache, example
         self.scoring_options, self.plan_options = scoring_options, plan_options
         self.dtype, self.progress = dtype, progress
 
@@ -99,17 +103,9 @@ class Judge:
         if objective.name != "flops":
             return objective.steps()
         plan_at = functools.partial(self.plan, self.scores(candidate.composite), candidate.magnitude)
-        return ((self.flops.rate(plan_at, objective.at),),)
+        return ((rate_leaving(self.slimmer, plan_at, objective.at),),)
 
     @functools.cached_property
-    def flops(self) -> Flops:
+    def slimmer(self) -> Slimmer:
         """Of the network."""
-        return Flops(self.model, self.example[:32].to(next(self.model.parameters())))
-
-    @functools.cached_property
-    def example(self) -> Tensor:
-        """The first images that score, ``[N, C, H, W]``."""
-        first = next(iter(self.reference), None)
-        if first is None:
-            raise DataError("the reference set is empty, so there is nothing to score; check the folder and classes")
-        return first[0]
+        return Slimmer(self.model, self.example[:2].to(next(self.model.parameters())))

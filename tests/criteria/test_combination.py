@@ -90,10 +90,13 @@ def test_sums_tell_classes_apart_and_ranks_do_not():
     torch.testing.assert_close(found.for_classes([1]).values(), truth, rtol=1e-10, atol=1e-12)
     truth = activation.contrast([0, 2], [1]).values() / sizes
     torch.testing.assert_close(found.contrast([0, 2], [1]).values(), truth, rtol=1e-10, atol=1e-12)
-    ranked = pxp.score(
-        cnn(), loader(), criterion="combination", criterion_options=options | {"how": "rank"}, per_class=True
-    )
+    options |= {"how": "rank"}
+    with pytest.raises(PxpError, match="ranks in one class say nothing .*: score without classes"):
+        pxp.score(cnn(), loader(), criterion="combination", criterion_options=options, per_class=True)
+    ranked = combine([activation, random], how="rank")
     assert ranked.class_totals is None
+    with pytest.raises(ScoresError, match="combine the scores of the classes"):
+        ranked.contrast([0], [1])
 
 
 def test_scores_that_do_not_belong_together_are_refused():
@@ -103,6 +106,7 @@ def test_scores_that_do_not_belong_together_are_refused():
         pxp.score(cnn(), loader(), criterion="taylor", per_class=True),
         pxp.score(cnn(), loader(), criterion="taylor", units=["filter"]),
         pxp.score(cnn(), loader(), criterion="taylor", model_name="other"),
+        pxp.score(cnn(), loader(), criterion="taylor", data={"paths": ["a", "b"]}),
     ):
         with pytest.raises(ScoresError, match="by taylor .* and by lrp .* do not belong together"):
             combine([whole, other])

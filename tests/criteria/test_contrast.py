@@ -79,14 +79,49 @@ def test_what_is_forgotten_goes_first():
         ([0, 1], [1], r"classes \[1\] are both to be kept and to be forgotten"),
         ([0], [2], r"of classes \[2\]; choose from the 3 classes that have images: 0, 1, 3"),
         ([7], [1], r"of classes \[7\]; choose from the 3"),
-        ([0], [], r"of classes \[\]; choose"),
-        (None, [0, 1, 3], r"of classes \[\]; choose"),
+        ([0], [], "of no classes; choose"),
+        (None, [0, 1, 3], r"classes \[0, 1, 3\] are all that have images, so none is left to be kept"),
         (["cat"], [1], "pass whole numbers"),
     ],
 )
 def test_classes_that_cannot_be_contrasted_are_refused(scored, keep, forget, complaint):
     with pytest.raises(ScoresError, match=complaint):
         scored[0].contrast(keep, forget)
+
+
+@pytest.mark.parametrize(("keep", "forget"), [([0, 3], [1]), (None, [0, 1]), ([1, 3], None)])
+def test_classes_are_told_apart_by_the_scores_of_images_as_well(keep, forget):
+    images, labels = batch(9)
+    apart, single, both = (
+        pxp.score(cnn(), [(images, labels % 2 * 3)] + [(images[:4], torch.tensor([1, 1, 0, 3]))], **kept)
+        for kept in ({"per_class": True}, {"per_sample": True}, {"per_class": True, "per_sample": True})
+    )
+    truth = apart.contrast(keep, forget)
+    for found in (single.contrast(keep, forget), both.contrast(keep, forget)):
+        torch.testing.assert_close(found.totals, truth.totals, rtol=1e-12, atol=1e-15)
+        assert found.header == truth.header
+
+
+@pytest.mark.parametrize("kept", [{"per_class": True}, {"per_sample": True}])
+def test_classes_of_a_sliced_task_go_by_the_labels_of_the_whole_network(kept):
+    """A network sliced to the classes 7, 2, 5 and 9 has the labels 0, 1, 2, 3."""
+    images, labels = batch(9)
+    data = [(images, torch.tensor([0, 1, 2, 0, 1, 1, 2, 0, 0]))]
+    plain = pxp.score(cnn(), data, **kept)
+    task = {"task": pxp.Task((7, 2, 5, 9)).describe()}
+    sliced = pxp.score(cnn(), data, data=task, **kept)
+    assert torch.equal(sliced.for_classes([5, 7]).totals, plain.for_classes([2, 0]).totals)
+    assert sliced.for_classes([5, 7]).header.data == task | {"for_classes": [5, 7]}
+    found = sliced.contrast([2], [7])
+    assert torch.equal(found.totals, plain.contrast([1], [0]).totals)
+    assert found.header.data == task | {"contrast": {"keep": [2], "forget": [7]}}
+    with pytest.raises(ScoresError, match=r"classes \[0\]; choose from the 3 classes that have images: 2, 5, 7"):
+        sliced.for_classes([0])
+    zeroed = pxp.score(cnn(), data, data={"task": pxp.Task((0, 1, 2), "zero").describe()}, **kept)
+    assert torch.equal(zeroed.for_classes([2, 0]).totals, plain.for_classes([2, 0]).totals)
+    short = pxp.score(cnn(), data, data={"task": pxp.Task((4, 5)).describe()}, **kept)
+    with pytest.raises(ScoresError, match=r"task of classes \[4, 5\], but tell [34] apart"):
+        short.for_classes([4])
 
 
 def test_without_totals_per_class_nothing_can_be_contrasted():

@@ -136,6 +136,11 @@ def test_what_a_model_takes_must_be_known():
         ("magnitude", {"norm": "l3"}, "norm is 'l3'; choose one of l1, l2"),
         ("integrated-gradients", {"form": "mean"}, "form is 'mean'; choose one of influence, conductance"),
         ("random", {"seed": -1}, "seed is -1; pass a whole number"),
+        ("random", {"seed": 1 << 64}, "seed is 18446744073709551616; pass a whole number .* below 2"),
+        ("combination", {"criteria": [["lrp"]]}, "criteria to combine are .*; pass names and weights"),
+        ("combination", {"criteria": {"lrp": 10**400}}, "the weight of lrp is 1000.*; pass a number"),
+        ("combination", {"criteria": 3}, "criteria to combine are 3"),
+        ("combination", {"criteria": "lrp"}, "criteria to combine are 'lrp'"),
     ],
 )
 def test_what_is_not_known_is_refused_by_name(name, options, complaint):
@@ -147,3 +152,17 @@ def test_what_is_not_known_is_refused_by_name(name, options, complaint):
 def test_only_relevance_starts_from_a_logit(name):
     with pytest.raises(PxpError, match="initial is 'logit'"):
         pxp.score(cnn(), [batch()], criterion=name, initial="logit")
+    found = [pxp.score(cnn(), [batch()], criterion=name, **given) for given in ({}, {"initial": "one"})]
+    assert torch.equal(found[0].totals, found[1].totals) and found[0].header == found[1].header
+
+
+def test_of_a_combination_relevance_alone_takes_the_initial_relevance():
+    found = pxp.score(cnn(), [batch()], criterion="combination", initial="logit")
+    parts = [
+        pxp.score(cnn(), [batch()], criterion=name, **given)
+        for name, given in (("lrp", {"initial": "logit"}), ("magnitude", {}))
+    ]
+    assert torch.equal(found.totals, pxp.criteria.combine(parts).totals) and found.header.initial == "logit"
+    with pytest.raises(PxpError, match="initial is 'logit', but criterion magnitude starts from no relevance"):
+        options = {"criteria": ["magnitude", "taylor"]}
+        pxp.score(cnn(), [batch()], criterion="combination", criterion_options=options, initial="logit")

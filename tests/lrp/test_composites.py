@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -92,6 +93,8 @@ def test_the_first_pattern_that_matches_comes_before_the_group():
         ({"layers": 3}, "must map patterns"),
         ({"layers": {"conv1": "zplus"}}, "layers 'conv1': rule 'zplus'"),
         ({"name": "epsilon", "low": "z-plus"}, "another name"),
+        ({"low": {"rule": "alpha-beta", "alpha": None}}, "group low: rule alpha-beta: alpha is None"),
+        ({"low": {"rule": "gamma", "gamma": 10**400}}, "group low: rule gamma: gamma is 1000"),
         ({1: 2}, "a composite has no 1"),
         ([1, 2], "must be a mapping"),
         ("epsilon", "must be a mapping"),
@@ -115,6 +118,9 @@ def test_files_that_hold_no_composite_are_refused(tmp_path):
     for name, words in {"huge": "64 KiB", "deep": "not JSON", "text": "not JSON", "bytes": "not JSON"}.items():
         with pytest.raises(PxpError, match=f"{name}.json.*{words}"):
             Composite.load(tmp_path / f"{name}.json")
+    (tmp_path / "twice.json").write_text('{"low": "z-plus", "mid": {"rule": "gamma"}, "low": "gamma"}')
+    with pytest.raises(PxpError, match="twice.json is not JSON: 'low' comes twice"):
+        Composite.load(tmp_path / "twice.json")
     with pytest.raises(PxpError, match="cannot read .*none.json: No such file"):
         composite(tmp_path / "none.json")
     with pytest.raises(PxpError, match="cannot read"):
@@ -132,7 +138,18 @@ def test_yaml_is_data_and_needs_its_extra(tmp_path):
     (tmp_path / "low.yaml").write_text("low: &a [*a]\n")
     (tmp_path / "object.yaml").write_text("low: !!python/object/apply:os.getcwd []\n")
     (tmp_path / "broken.yaml").write_text("low: [z-plus\n")
-    words = {"laughs": "has no 'a'", "low": "group low|not YAML", "object": "not YAML", "broken": "not YAML"}
+    (tmp_path / "twice.yaml").write_text("low: z-plus\nlayers:\n  '*.fc1': gamma\n  '*.fc1': z-plus\n")
+    (tmp_path / "list.yaml").write_text("? [low, mid]\n: z-plus\n")
+    (tmp_path / "merged.yaml").write_text("low: &a {rule: gamma, gamma: 0.5}\nmid: {<<: *a, gamma: 0.1}\n")
+    assert Composite.load(tmp_path / "merged.yaml").mid == rule({"rule": "gamma", "gamma": 0.1})
+    words = {
+        "twice": r"not YAML: '\*.fc1' comes twice.*line 4",
+        "list": "not YAML",
+        "laughs": "has no 'a'",
+        "low": "group low|not YAML",
+        "object": "not YAML",
+        "broken": "not YAML",
+    }
     for name, expected in words.items():
         with pytest.raises(PxpError, match=expected):
             Composite.load(tmp_path / f"{name}.yaml")
@@ -144,9 +161,45 @@ def test_yaml_is_data_and_needs_its_extra(tmp_path):
 def test_a_pattern_that_matches_no_layer_is_refused():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
     loader = [(torch.randn(2, 3, 8, 8), torch.tensor([0, 1]))]
-    with pytest.raises(PxpError, match=r"'mine' has a rule for layers 'conv\*', but none is called so; .* are 0, 2"):
+    with pytest.raises(PxpError, match=r"'mine' has a rule for layers 'conv\*', but none is called so .*; .* are 0, 2"):
         pxp.score(model, loader, composite=Composite("mine", layers={"conv*": "z-plus"}))
     pxp.score(model, loader, composite="attnlrp")  # whose patterns are some networks' names
+
+
+class Upsampling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.up = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 4, 2, bias=False)
+        self.pool, self.head = nn.AvgPool2d(2), nn.Linear(4 * 9, 5)
+
+    def forward(self, x):
+        return self.head(self.pool(self.up(self.norm(self.conv(x)).relu())).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ({"pool": "z-plus"}, "has rule z-plus for 'pool', but pool is no convolution .*: there pass, norm, block act"),
+        ({"up": "gamma"}, "has rule gamma for 'up', but up is no convolution"),
+        ({"norm": "block"}, "layers 'norm', but none is called so .batch norms belong to the layer before them"),
+    ],
+)
+def test_a_rule_that_would_do_nothing_is_refused(layers, words):
+    with pytest.raises(PxpError, match=words):
+        unit_sums(Upsampling().eval(), *pictures(2, 8, classes=5), composite=Composite("mine", layers=layers))
+
+
+def test_transposed_convolutions_say_that_they_keep_epsilon():
+    torch.manual_seed(0)
+    model, (images, labels) = Upsampling().double().eval(), pictures(2, 8, classes=5)
+    with pytest.warns(UserWarning, match="'epsilon-plus' is for transposed convolutions, epsilon used for: up"):
+        plain = unit_sums(model, images.double(), labels, composite="epsilon-plus")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        unit_sums(model, images.double(), labels)
+        stopped = Composite(low="z-plus", layers={"up": "block"})
+        assert not unit_sums(model, images.double(), labels, composite=stopped)["conv"].any()
+    assert plain["conv"].any()
 
 
 def test_scores_keep_their_composite_and_the_command_takes_a_file(tmp_path, monkeypatch):

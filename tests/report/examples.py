@@ -5,13 +5,22 @@ from __future__ import annotations
 import torch
 
 from pxp_fast.heatmaps import HeatMaps
+from pxp_fast.records import (
+    AgreementRecord,
+    CostsRecord,
+    Hits,
+    LatencyRecord,
+    LayerRecord,
+    PairedRecord,
+    SlimmedRecord,
+    Spread,
+    WorkRecord,
+)
 from pxp_fast.results import (
     ClassRecord,
     CurveRecord,
     DataRecord,
     HeatMapRecord,
-    Hits,
-    LayerRecord,
     ModelRecord,
     Results,
     SkippedRecord,
@@ -73,3 +82,35 @@ def heat_maps(found: Results, size: int = 8) -> HeatMaps:
     images = torch.arange(count * 3 * size * size).reshape(count, 3, size, size).to(torch.uint8)
     ramp = torch.linspace(-1, 1, size * size).reshape(1, size, size).repeat(count, 1, 1).half()
     return HeatMaps(images, ramp, -ramp, found.heatmaps)
+
+
+def slimmed(**changes) -> Results:
+    """The same run, with a smaller network."""
+    timed = [
+        LatencyRecord(
+            batch=batch, rounds=15, faster=faster, before=Spread(median=0.012, low=0.0118, high=0.0125),
+            after=Spread(median=0.012 / ratio, low=0.009, high=0.0121),
+            speed_up=Spread(median=ratio, low=ratio - 0.03, high=ratio + 0.02),
+            work=WorkRecord(counted=(0.006, 0.005), other=(0.004, 0.0039)),
+        )
+        for batch, ratio, faster in ((1, 1.01, 8), (32, 1.6, 15))
+    ]  # fmt: skip
+    values = {
+        "layers": (
+            LayerRecord(name="first", kind="filter", count=10, removed=0, cut=0),
+            LayerRecord(name="second", kind="head", count=30, removed=12, cut=9),
+        ),
+        "paired": PairedRecord(both=237, lost=33, gained=6, neither=24),
+        "slimmed": SlimmedRecord(cut=9, zeros=3, difference=2.5e-7, compared=8, masked=Hits(correct=243, total=300)),
+        "costs": CostsRecord(
+            parameters=(1_500_000, 900_000), flops=(3_400_000_000, 2_000_000_000), bytes=(6_000_800, 3_600_800),
+            latency=tuple(timed), device="cpu", threads=2, precision="float32",
+        ),
+        "agreement": tuple(
+            AgreementRecord(
+                measure=name, values=(mean - 0.1, mean, mean + 0.1), mean=mean, interval=(mean - 0.06, mean + 0.06)
+            )
+            for name, mean in (("cosine", 0.8), ("overlap", 0.6), ("rank", 0.7))
+        ),
+    }  # fmt: skip
+    return results(**(values | changes))

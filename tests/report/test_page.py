@@ -8,9 +8,10 @@ import pytest
 from pxp_fast import report
 from pxp_fast.errors import PxpError
 from pxp_fast.evaluate import Curve
-from pxp_fast.report import words
-from pxp_fast.results import Hits
-from report.examples import curve, heat_maps, results
+from pxp_fast.records import Hits, SlimmedRecord, Spread
+from pxp_fast.report import smaller, words
+from pxp_fast.results import ClassRecord
+from report.examples import curve, heat_maps, results, slimmed
 
 
 class Reader(HTMLParser):
@@ -89,19 +90,23 @@ def test_the_tables_hold_every_rate_layer_and_changed_class(reader):
     assert sum(len(row) == 4 and row[3].count(" to ") == 1 for row in rows) == 20
     assert ["first", "filters", "0", "10", ""] in rows
     assert ["second", "heads", "12", "30", ""] in rows
-    assert ["cat", "100", "90", "70", "-20"] in rows
-    assert ["cat", "100", "90 %", "70 %"] in rows and ["dog", "100", "90 %", "90 %"] in rows
-    assert not any(row[0] == "dog" for row in rows if len(row) == 5)  # of those that changed
+    classes = [row for row in rows if len(row) == 7]
+    assert classes[1:] == [
+        ["cat", "100", "90", "70", "90 %", "70 %", "−20"],
+        ["dog", "100", "90", "90", "90 %", "90 %", "0"],
+        ["<script>alert(1)</script>", "100", "90", "93", "90 %", "93 %", "+3"],
+    ]
     assert {"style": "width:40.0%"} in reader.find("i")
 
 
 def test_pictures_and_figures_have_words_for_those_who_cannot_see_them(reader):
     assert all(attributes.get("alt") for attributes in reader.find("img"))
     labels = [a["aria-label"] for a in reader.find("div") if a.get("role") == "img"]
-    assert len(labels) == 2
-    assert "least relevant first: 90 % at 0 %" in plain(labels[0])
-    assert "from 0 % (first) to 40 % (second)" in plain(labels[1])
-    assert len(reader.find("svg")) == 2
+    assert len(labels) == 3
+    assert "Of 3 classes 1 lose accuracy, 1 gain, 1 stay as they are." in labels[0]
+    assert "least relevant first: 90 % at 0 %" in plain(labels[1])
+    assert "from 0 % (first) to 40 % (second)" in plain(labels[2])
+    assert len(reader.find("svg")) == 5  # two of them once more, for narrow windows
 
 
 def test_names_cannot_become_markup(page):
@@ -115,11 +120,71 @@ def test_figures_wear_the_pages_colours(page):
     assert not re.search(r"#0a0b0", page)
 
 
+def test_a_smaller_network_is_described():
+    found = slimmed()
+    reader = Reader(report.render([(found, heat_maps(found))]))
+    text, rows = plain(" ".join(reader.text)), [[plain(cell) for cell in row] for row in reader.rows]
+    assert "12 of 40 filters and heads were removed" in text
+    assert "9 units were cut out of the network; 3 stay as zeros" in text
+    assert "differ from the masked network's by 2.5 · 10⁻⁷ of the largest" in text
+    exact = found.slimmed.model_copy(update={"difference": 0.0})
+    assert "On 8 images the logits are exactly the masked network's." in smaller.slimmed(exact)
+    assert ["Parameters", "1,500,000", "900,000", "60 %"] in rows
+    assert ["FLOPs per image", "3.40 G", "2.00 G", "58.8 %"] in rows
+    assert ["Size on disk", "6.00 MB", "3.60 MB", "60 %"] in rows
+    assert ["Time, 32 images", "12.0 ms11.8 to 12.5 ms", "7.50 ms9.00 to 12.1 ms", "62.5 %"] in rows
+    # 1.7 times fewer operations; 1.6 is within 15 % of it.
+    assert "With 32 images at a time the network is 1.60 times as fast" in text
+    assert "about what its FLOPs promise (1.70 times)" in text
+    assert "With 1 image at a time the network is not measurably faster here, though its FLOPs promise 1.70" in text
+    assert "went from 6.00 ms to 5.00 ms, 1.20 times as fast; the others, 40 % of the time before, from 4.00 ms" in text
+    assert text.count("went from") == 1
+    assert "On cpu, 2 threads, float32" in text
+    assert "33 are right before and wrong after, 6 the other way round: accuracy changes by −9 percentage" in text
+    assert "McNemar's exact test, p < 0.001" in text
+    assert ["second", "heads", "12", "9", "3", "30", ""] in rows
+    assert [
+        "Overlapof the tenth of the pixels that speak most for the class; 0.1 by chance",
+        "0.600",
+        "0.540 to 0.660",
+    ] in rows
+
+
+@pytest.mark.parametrize(
+    ("ratio", "promised", "verdict"),
+    [
+        (0.8, 1.5, "is slower here, though its FLOPs promise 1.50 times: 0.80 times as fast"),
+        (1.0, 1.0, "is not measurably faster here: 1.00 times as fast"),
+        (1.2, 2.0, "less than its FLOPs promise (2.00 times)"),
+        (1.9, 2.0, "about what its FLOPs promise (2.00 times)"),
+        (3.0, 2.0, "more than its FLOPs promise (2.00 times)"),
+    ],
+)
+def test_the_speed_is_told_beside_what_work_promises(ratio, promised, verdict):
+    found = slimmed().costs.latency[0]
+    spread = Spread(median=ratio, low=ratio - 0.01, high=ratio + 0.01)
+    assert verdict in smaller.speed(found.model_copy(update={"speed_up": spread}), promised)
+
+
+def test_a_network_that_could_not_be_slimmed_says_why():
+    found = results(slimmed=SlimmedRecord(problem="its code insists.", zeros=12, masked=Hits(correct=243, total=300)))
+    text = plain(" ".join(Reader(report.render([(found, heat_maps(found))])).text))
+    assert "could not be made smaller, so everything here is of the masked one. its code insists." in text
+    assert "were set to zero" in text
+
+
+def test_many_classes_are_drawn_without_their_names():
+    many = tuple(ClassRecord(label=i, name=f"class {i}", before=5, after=5 - i % 3, total=10) for i in range(200))
+    found = results(classes=many)
+    page = report.render([(found, heat_maps(found))])
+    assert "200 classes, the largest loss first" in page
+
+
 def test_several_runs_share_a_page_without_sharing_ids():
-    first, second = results(), results(curves=(curve("least", None, 0.5),), skipped=(), heatmaps=())
+    first, second = slimmed(), results(curves=(curve("least", None, 0.5),), skipped=(), heatmaps=())
     page = report.render([(first, heat_maps(first)), (second, heat_maps(second))])
     reader = Reader(page)
-    assert [row[0] for row in reader.rows[1:3]] == ["a:b", "a:b"]
+    assert [(row[0], row[5]) for row in reader.rows[1:3]] == [("a:b", "58.8\u202f%"), ("a:b", "")]
     ids = [attributes["id"] for _, attributes in reader.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     used = {link for _, a in reader.elements for k, v in a.items() if k in ("href", "xlink:href") for link in [v[1:]]}
