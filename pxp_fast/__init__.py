@@ -16,6 +16,7 @@ from .lrp import Composite
 from .masks import apply_mask, masked
 from .plan import Plan, plan
 from .prune_masks import prune_masks
+from .repair import Repair, repair
 from .scores import Scores
 from .scoring import score
 from .slim import Slimmer, SlimRecord, slim
@@ -37,6 +38,7 @@ __all__ = [
     "Plan",
     "Planned",
     "PxpError",
+    "Repair",
     "Scores",
     "SlimRecord",
     "Slimmer",
@@ -60,6 +62,7 @@ __all__ = [
     "plan_in_steps",
     "random_task",
     "save",
+    "repair",
     "score",
     "slim",
     "stability",

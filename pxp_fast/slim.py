@@ -6,9 +6,10 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from .errors import SlimError
 from .finding import find_units
@@ -20,9 +21,13 @@ from .slimming import coupled, removable
 from .slimming.compare import difference, problem, tolerance
 from .slimming.costs import Costs, costs
 from .slimming.coupling import Coupling
+from .slimming.masked import with_parameters
 from .slimming.removal import Removal
 from .slimming.surgery import cut
 from .units import UnitGroup
+
+if TYPE_CHECKING:
+    from .repair import Repair
 
 
 class Slimmer:
@@ -44,7 +49,7 @@ class Slimmer:
 
     def masked(self, plan: Plan) -> Captured:
         """The captured model with the parameters that a plan's masks leave."""
-        return _with_parameters(self.captured, masked_tensors(self.model, plan))
+        return with_parameters(self.captured, masked_tensors(self.model, plan))
 
     def removal(self, plan: Plan | None = None, *, rearranged: bool = True) -> Removal:
         """What can be cut out of the model under a plan's masks; None: of the model as it is.
@@ -96,9 +101,10 @@ class Slimmer:
         """Whether the model's code goes on working with fewer heads; found by cutting one out of every attention."""
         return removable.cuts_heads(self, self._groups(None))
 
-    def slim(self, plan: Plan) -> nn.Module:
+    def slim(self, plan: Plan, repair: Repair | None = None) -> nn.Module:
         """A smaller copy of the model, which computes what the model computes under the plan's masks.
 
+        With a repair (:func:`pxp_fast.repair`, for the same plan) it computes what the repaired model computes.
         Whatever cannot be cut out alone (one channel of one branch of a sum, some outputs of an MLP's second layer)
         stays as zeros. The copy's attribute ``pxp_slim`` is a :class:`SlimRecord` of both.
 
@@ -111,10 +117,14 @@ class Slimmer:
         """
         masked = copy.deepcopy(self.model)
         apply_mask(masked, plan)
+        whole, masks = self, plan
+        if repair is not None:
+            repair.apply(masked)
+            whole, masks = Slimmer(masked, self.example), None
         limit = tolerance(self.example.dtype)
         wrong = ""
         for rearranged in (True, False):  # code that insists on its number of heads keeps them, as zeros
-            removal = self.removal(plan, rearranged=rearranged)
+            removal = whole.removal(masks, rearranged=rearranged)
             small = copy.deepcopy(masked)
             cut(small, removal)
             try:
@@ -126,7 +136,7 @@ class Slimmer:
                 error = float("inf")
             if error <= limit:
                 after = dataclasses.replace(costs(removal), parameters=sum(p.numel() for p in small.parameters()))
-                small.pxp_slim = SlimRecord(self._layers(plan, removal), self.whole, after, error)
+                small.pxp_slim = SlimRecord(whole._layers(plan, removal), self.whole, after, error)
                 return small
             wrong = wrong or problem(masked, small, removal, self.example)
         raise SlimError(
@@ -206,7 +216,7 @@ class SlimRecord:
         return sum(layer.removed - layer.cut for layer in self.layers)
 
 
-def slim(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+def slim(model: nn.Module, plan: Plan, example: Tensor, repair: Repair | None = None) -> nn.Module:
     """A smaller copy of the model, which computes what the model computes under the plan's masks.
 
     Parameters
@@ -217,6 +227,8 @@ def slim(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         Made for it.
     example
         Images ``[N, C, H, W]`` on which both are compared.
+    repair
+        What :func:`pxp_fast.repair` found for the same plan: the copy computes what the repaired model computes.
 
     Returns
     -------
@@ -224,20 +236,4 @@ def slim(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         Of the model's own class, as are its parts, with smaller parameters; see :meth:`Slimmer.slim`, which raises
         what this raises.
     """
-    return Slimmer(model, example).slim(plan)
-
-
-def _with_parameters(captured: Captured, tensors: dict[str, Tensor]) -> Captured:
-    """The capture with other values of some parameters, and of what is computed from these alone."""
-    constants = dict(captured.constants)
-    changed: set[fx.Node] = set()
-    for node, name in captured.parameters.items():
-        if name in tensors:
-            constants[node] = tensors[name]
-            changed.add(node)
-    for node in captured.graph.nodes:
-        if node.op == "call_function" and node in constants and changed.intersection(node.all_input_nodes):
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), constants.__getitem__)
-            constants[node] = node.target(*args, **kwargs)
-            changed.add(node)
-    return dataclasses.replace(captured, constants=constants)
+    return Slimmer(model, example).slim(plan, repair)
