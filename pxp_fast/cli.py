@@ -209,7 +209,7 @@ def stability(
     sizes: Annotated[
         str | None, typer.Option(help="Images per class. Default: 1, 2, 5, 10 ... as far as they last.", metavar="LIST")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Subsets of each size.", min=1)] = 20,
+    seeds: Annotated[int, typer.Option(help="Sets of images of each size; an interval takes 20.", min=1)] = 20,
     units: o.Units = None, scope: o.Scope = "kind", magnitude: o.Magnitude = True, absolute: o.Absolute = "pxp",
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: beside the scores.")] = None,
 ) -> None:  # fmt: skip

@@ -120,7 +120,7 @@ def tune(
     from .tuning.objective import Objective
     from .tuning.records import Tuning
     from .tuning.space import Space, uses_of
-    from .tuning.storage import Worker, locked
+    from .tuning.storage import Worker, conclusion
     from .tuning.study import Study
     from .tuning.trials import Judge
 
@@ -180,7 +180,7 @@ def tune(
             trial.set_user_attr("magnitude", candidate.magnitude)
             _attempt(study, trial, candidate, judge, goal)
             say(_line(study, trial.number, goal))
-    with locked(folder / ".conclusion.lock"):  # of several processes the last to end knows most
+    with conclusion(folder):
         best, epsilon = _best(study, judge, goal)
         importance, importance_trials = study.importance()
         tuning = Tuning(

@@ -100,6 +100,12 @@ def test_stability_prints_and_writes_what_the_library_says(place):
     assert "svg" in (folder / "out" / "stability.svg").read_text()
     rows = [line.split() for line in said.splitlines() if line.split()[:2] in (["1", "3"], ["4", "12"])]
     assert [float(row[2]) for row in rows] == [round(size.mean, 3) for size in found.overlap]
+    assert " to " not in said and "20 sets of each size make an interval; 3 were asked for" in said
+    said = output("stability", "out", "--rate", 0.5, "--seeds", 20, "--sizes", "1,4")
+    found = pxp.stability(pxp.Scores.load(folder / "out" / "scores.safetensors"), 0.5, [1, 4], 20)
+    for size in (*found.overlap, *found.tau):
+        assert f"{size.mean:.3f} ({size.low:.3f} to {size.high:.3f})" in said
+    assert "20 sets of each size, drawn from the 15 images with replacement" in said
     assert invoke("stability", "out", "--rate", 0.5, "--sizes", "1,none").exit_code == 2
     step = invoke("stability", "out", "--rate", 0.5, "--sizes", 6)
     assert step.exit_code == 1 and "choose from 1 ... 5" in step.stderr
