@@ -185,7 +185,8 @@ def tune(config: TuneConfig, say: Callable[[str], None]) -> str:
     require_optuna()
     space = None if config.space is None else Space.load(config.space)
     loaded, device = prepare(config)
-    parts = tuning(config, loaded)
+    chosen, task = task_of(config, loaded)
+    loaded, *parts = for_task(task, loaded, *tuning(chosen, loaded))
     reference, judging_, held_out = (Loader(part, config.batch_size, config.workers) for part in parts)
     counts = [len(part) for part in parts]
     say(f"{loaded.name}: {counts[0]} images score, {counts[1]} judge the trials, {counts[2]} are held out")
@@ -196,6 +197,7 @@ def tune(config: TuneConfig, say: Callable[[str], None]) -> str:
             judging_,
             held_out=held_out,
             out=config.out,
+            cache=config.cache,
             trials=config.trials,
             objective=config.objective,
             sampler=config.sampler,
