@@ -23,6 +23,7 @@ from .slim import Slimmer, SlimRecord, slim
 from .stability import Stability, balanced_order, stability
 from .steps import Stepped, plan_in_steps
 from .stopping import UntilStable
+from .task_study import TaskStudy, over_tasks
 from .tasks import Task, random_task
 from .tune import tune
 from .units import ParameterSlice, UnitGroup
@@ -45,6 +46,7 @@ __all__ = [
     "Stability",
     "Stepped",
     "Task",
+    "TaskStudy",
     "UntilStable",
     "UnitGroup",
     "__version__",
@@ -56,6 +58,7 @@ __all__ = [
     "export_torch",
     "load",
     "masked",
+    "over_tasks",
     "plan",
     "prune_masks",
     "plan_for",
