@@ -12,6 +12,7 @@ from .criteria import attribute
 from .errors import PxpError
 from .evaluate import RATES, Curve, Evaluation, evaluate, sweep
 from .export import export_onnx, export_torch
+from .finetune import FineTuned, finetune
 from .lrp import Composite
 from .masks import apply_mask, masked
 from .plan import Plan, plan
@@ -35,6 +36,7 @@ __all__ = [
     "Composite",
     "Curve",
     "Evaluation",
+    "FineTuned",
     "ParameterSlice",
     "Plan",
     "Planned",
@@ -56,6 +58,7 @@ __all__ = [
     "evaluate",
     "export_onnx",
     "export_torch",
+    "finetune",
     "load",
     "masked",
     "over_tasks",

@@ -6,6 +6,7 @@ after the first cost what the network costs.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import signal
@@ -124,6 +125,42 @@ class Loader:
             f"none of the {len(self.dataset)} images chosen from {self.dataset.root} can be read; the first is {path}: "
             f"{reason}. Check the folder and the files' format"
         )
+
+
+class ShuffledLoader(Loader):
+    """A loader for training: every epoch in another order, each image mirrored or not, as the seed and the epoch say.
+
+    Nothing is kept between epochs. A batch of one image, which a batch norm cannot be trained with, is left out.
+
+    Parameters
+    ----------
+    seed : of the orders and of what is mirrored.
+    flip : mirror half of the images left to right.
+    """
+
+    def __init__(
+        self, dataset: Images, batch_size: int = 32, workers: int | None = None, seed: int = 0, flip: bool = True
+    ) -> None:
+        super().__init__(dataset, batch_size, workers, cache_bytes=0)
+        self.seed = seed
+        self.flip = flip
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch comes next."""
+        self._epoch = epoch
+
+    def pixels(self) -> Iterator[tuple[Tensor, Tensor]]:
+        chance = torch.Generator().manual_seed(self.seed * 1_000_003 + self._epoch)
+        order = torch.randperm(len(self.dataset), generator=chance).tolist()
+        samples = [self.dataset.samples[position] for position in order]
+        epoch = Loader(dataclasses.replace(self.dataset, samples=samples), self.batch_size, self.workers, cache_bytes=0)
+        for pixels, labels in epoch.pixels():
+            if self.flip:
+                mirrored = torch.rand(len(pixels), generator=chance) < 0.5
+                pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
+            if len(labels) > 1 or self.batch_size == 1:
+                yield pixels, labels
 
 
 def unprepared(
