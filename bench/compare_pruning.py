@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
 import sys
 import time
@@ -27,10 +28,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import pxp_fast as pxp
-from pxp_fast.budget import plan_for
+from pxp_fast.budget import Planned, plan_for
 from pxp_fast.errors import PxpError
 from pxp_fast.evaluate import evaluate
 from pxp_fast.files import atomic_write
+from pxp_fast.repair import METHODS
 
 from .experiments import data, train
 from .peers import versions
@@ -40,7 +42,13 @@ RESULTS = Path(__file__).parent / "results" / "compare_pruning.json"
 NETWORKS = ("vgg16_bn", "resnet20", "vit")
 TARGETS = (0.1, 0.2, 0.3, 0.4, 0.5)
 REFERENCES, JUDGING, REPAIRING = 10, 200, 50  # images per class
-STEPS = 14
+STEPS = 10
+CRITERIA = {
+    "LRP": {},
+    "Taylor": {"criterion": "taylor"},
+    "magnitude": {"criterion": "magnitude"},
+}
+SCOPES = ("kind", "isomorphic")
 Cut = tuple[nn.Module, float]
 """A smaller network, and the fraction of the FLOPs that it leaves."""
 
@@ -119,26 +127,23 @@ class Rival:
 
 
 def ours(model: nn.Module, batches: list, slimmer: pxp.Slimmer, repairing: list) -> Iterator[tuple[str, Callable]]:
-    """Each criterion of pxp_fast with each repair: a name, and what makes a cut."""
-    for name, options in {
-        "LRP": {},
-        "LRP, initial 1": {"initial": "one"},
-        "LRP, epsilon-plus": {"composite": "epsilon-plus"},
-        "Taylor": {"criterion": "taylor"},
-        "magnitude": {"criterion": "magnitude"},
-        "activation": {"criterion": "activation"},
-    }.items():
+    """Each criterion of pxp_fast in each scope with each repair: a name, and what makes a cut."""
+    for name, options in CRITERIA.items():
         scores = pxp.score(model, batches, **options)
-        for scope in ("kind", "isomorphic", "layer"):
-            for repair in ("none", "mean", "ridge"):
-                title = f"{name}, {scope}, {repair}"
+        for scope in SCOPES:
 
-                def cut(left: float, scores=scores, scope=scope, repair=repair) -> Cut:
-                    found = plan_for(slimmer, scores, flops=left, scope=scope, units="removable", clock=False)
-                    given = {} if repair == "none" else {"repair": repair, "images": repairing}
-                    return slimmer.slim(found.plan, **given), found.achieved.ratio("flops")
+            @functools.cache
+            def planned(left: float, scores=scores, scope=scope) -> Planned:
+                return plan_for(slimmer, scores, flops=left, scope=scope, units="coupled", clock=False)
 
-                yield title, cut
+            for method in METHODS:
+
+                def cut(left: float, planned=planned, method=method) -> Cut:
+                    found = planned(left)
+                    repaired = pxp.repair(model, found.plan, repairing, method, captured=slimmer.captured)
+                    return slimmer.slim(found.plan, repaired), found.achieved.ratio("flops")
+
+                yield f"pxp_fast {name}, {scope}, {method}", cut
 
 
 def rivals(model: nn.Module, reference: tuple[Tensor, Tensor]) -> Iterator[tuple[str, Callable[[float], Cut]]]:

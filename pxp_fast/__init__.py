@@ -24,6 +24,7 @@ from .slim import Slimmer, SlimRecord, slim
 from .stability import Stability, balanced_order, stability
 from .steps import Stepped, plan_in_steps
 from .stopping import UntilStable
+from .task_study import TaskStudy, over_tasks
 from .tasks import Task, random_task
 from .tune import tune
 from .units import ParameterSlice, UnitGroup
@@ -47,6 +48,7 @@ __all__ = [
     "Stability",
     "Stepped",
     "Task",
+    "TaskStudy",
     "UntilStable",
     "UnitGroup",
     "__version__",
@@ -59,6 +61,7 @@ __all__ = [
     "finetune",
     "load",
     "masked",
+    "over_tasks",
     "plan",
     "prune_masks",
     "plan_for",

@@ -199,7 +199,8 @@ def _origin(
         )
     known = known if known is not None and known.name == name else Origin(name, {}, None)
     if arguments is None:
-        arguments = known.arguments or hub.arguments_of(model)
+        remembered = known.arguments or hub.arguments_of(model)
+        arguments = {key: value for key, value in remembered.items() if key not in _READING}
     try:
         arguments = json.loads(json.dumps(dict(arguments)))
     except (TypeError, ValueError) as error:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import commands_finetune, commands_slim, memory
+from . import commands_finetune, commands_slim, commands_tasks, memory
 from . import options as o
 from .errors import PxpError
 
@@ -210,7 +210,7 @@ def stability(
     sizes: Annotated[
         str | None, typer.Option(help="Images per class. Default: 1, 2, 5, 10 ... as far as they last.", metavar="LIST")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Subsets of each size.", min=1)] = 20,
+    seeds: Annotated[int, typer.Option(help="Sets of images of each size; an interval takes 20.", min=1)] = 20,
     units: o.Units = None, scope: o.Scope = "kind", magnitude: o.Magnitude = True, absolute: o.Absolute = "pxp",
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: beside the scores.")] = None,
 ) -> None:  # fmt: skip
@@ -234,7 +234,8 @@ def tune(
     classes: o.Classes = None, allow_fewer: o.AllowFewer = False, seed: o.Seed = 0, units: o.Units = None,
     initial: o.Initial = "bounded", scope: o.Scope = "kind", absolute: o.Absolute = "pxp", device: o.Device = "auto",
     dtype: o.Dtype = "float32", exact: o.Exact = False, graph: o.Graph = True, batch_size: o.BatchSize = 128,
-    workers: o.Workers = None,
+    workers: o.Workers = None, task_classes: o.TaskClasses = None, task_seed: o.TaskSeed = 0,
+    task_mode: o.TaskMode = None, cache: o.Cache = None,
 ) -> None:  # fmt: skip
     """Search for the composite whose scores prune best.
 
@@ -334,6 +335,9 @@ def _config(**values: Any) -> RunConfig:
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")
         raise typer.BadParameter(f"{first['msg']} (found {first['input']!r})", param_hint=option) from error
+
+
+commands_tasks.register(app, _config)
 
 
 def _summarise(results: list[Any]) -> None:

@@ -29,7 +29,6 @@ from .run import (
     RunResult,
     autocast,
     check_writable,
-    curve_record,
     engine_notes,
     of_classes,
     plan_options,
@@ -38,9 +37,11 @@ from .run import (
     stopping,
     torch_device,
 )
+from .run_records import curve_record
 from .scores import Scores
 from .scoring import score as measure
 from .selection import for_task, interleaved, judging, record_images, scored_paths, scoring, task_of, tuning
+from .stability import LEAST_FOR_INTERVAL
 from .stability import stability as study
 from .stopping import in_words
 from .tune import require_extra as require_optuna
@@ -147,7 +148,7 @@ def sweep(scores: Path, config: RunConfig, out: Path | None) -> str:
 
 
 def stability(scores: Path, config: RunConfig, sizes: tuple[int, ...], seeds: int, out: Path | None) -> str:
-    """Compare plans from parts of the images; returns a table and the paths of the files."""
+    """Compare plans from sets of images with that of all; returns a table and the paths of the files."""
     path = scores_path(scores)
     found = study(
         Scores.load(path),
@@ -162,13 +163,18 @@ def stability(scores: Path, config: RunConfig, sizes: tuple[int, ...], seeds: in
     with atomic_write(place / "stability.json") as temporary:
         temporary.write_text(json.dumps(found.describe(), indent=1) + "\n", encoding="utf-8")
     found.save_figure(place / "stability.svg")
-    lines = ["per class  images  overlap (95 % interval)  Kendall's tau (95 % interval)"]
+    whole = seeds >= LEAST_FOR_INTERVAL
+    interval = " (95 % interval)" if whole else ""
+    lines = [f"per class  images  {'overlap' + interval:23s}  Kendall's tau{interval}"]
     for size, images, *measures in zip(found.sizes, found.images, found.overlap, found.tau, strict=True):
-        shown = [f"{m.mean:7.3f} ({m.low:.3f} to {m.high:.3f})" for m in measures]
+        shown = [f"{m.mean:7.3f}" + (f" ({m.low:.3f} to {m.high:.3f})" if whole else "") for m in measures]
         lines.append(f"{size:9d}  {images:6d}  {shown[0]:23s}  {shown[1]}")
     lines.append(
-        f"{seeds} subsets of each size beside all {found.full} images, removing {config.rate:.0%} of the units"
+        f"{seeds} sets of each size, drawn from the {found.full} images with replacement, beside all of these; "
+        f"{config.rate:.0%} of the units removed"
     )
+    if not whole:
+        lines.append(f"{LEAST_FOR_INTERVAL} sets of each size make an interval; {seeds} were asked for")
     return "\n".join([*lines, str(place / "stability.json"), str(place / "stability.svg")])
 
 
@@ -179,7 +185,8 @@ def tune(config: TuneConfig, say: Callable[[str], None]) -> str:
     require_optuna()
     space = None if config.space is None else Space.load(config.space)
     loaded, device = prepare(config)
-    parts = tuning(config, loaded)
+    chosen, task = task_of(config, loaded)
+    loaded, *parts = for_task(task, loaded, *tuning(chosen, loaded))
     reference, judging_, held_out = (Loader(part, config.batch_size, config.workers) for part in parts)
     counts = [len(part) for part in parts]
     say(f"{loaded.name}: {counts[0]} images score, {counts[1]} judge the trials, {counts[2]} are held out")
@@ -190,6 +197,7 @@ def tune(config: TuneConfig, say: Callable[[str], None]) -> str:
             judging_,
             held_out=held_out,
             out=config.out,
+            cache=config.cache,
             trials=config.trials,
             objective=config.objective,
             sampler=config.sampler,
@@ -207,8 +215,7 @@ def tune(config: TuneConfig, say: Callable[[str], None]) -> str:
             model_name=loaded.name,
             say=say,
         )
-    page = config.out / "tune.html"
-    pages.save(tuning_page.render(found, config.command()), page)
+    page = tuning_page.write(config.out, config.command())
     return "\n".join([*tuning_page.summary(found), *notes, str(config.out / "best.json"), f"report: {page.resolve()}"])
 
 

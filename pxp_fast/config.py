@@ -178,6 +178,7 @@ class TuneConfig(RunConfig):
     trials : how many there are to be in the end.
     objective, sampler : as :func:`pxp_fast.tune` takes them.
     space : the file of a search space, None: the whole one.
+    cache : the folder of scores and judgements, which searches may share; None: in `out`.
     """
 
     verb: ClassVar[str] = "tune"
@@ -191,3 +192,4 @@ class TuneConfig(RunConfig):
     objective: str = "a-pr"
     sampler: Literal["tpe", "gp", "random"] = "tpe"
     space: Path | None = None
+    cache: Path | None = None

@@ -338,6 +338,14 @@ Space = Annotated[
         rich_help_panel=_SEARCH,
     ),
 ]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of scores and judgements, to be shared with other searches. Default: in --out.",
+        metavar="DIR",
+        rich_help_panel=_SEARCH,
+    ),
+]
 TuningSamples = Annotated[
     int | None,
     typer.Option(

@@ -18,34 +18,34 @@ import torch
 from torch import nn
 
 from . import data, environment, report
+from .checkpoint import save
 from .config import RunConfig
-from .errors import OutputError, PxpError
+from .errors import CheckpointError, OutputError, PxpError
 from .evaluate import RATES, Curve, Evaluation, evaluate, sweep
 from .heatmaps import HeatMaps, explain
 from .loader import Loader
 from .masks import masked
-from .models import LoadedModel, load
+from .measure import measure
+from .models import load
+from .plan import Plan
 from .planning import Planner, scored_kinds
 from .progress import Track, silent
 from .repair_step import in_words as repair_in_words
 from .repair_step import repair_for
 from .report.smaller import in_short
-from .report.words import percent
 from .results import (
-    ClassRecord,
     CurveRecord,
-    DataRecord,
-    ModelRecord,
     Results,
     SkippedRecord,
     TaskRecord,
 )
+from .run_records import class_records, curve_record, data_record, model_record, notes_of
 from .scores import Scores
 from .scoring import score
 from .selection import check_classes, for_task, interleaved, read_by, record_images, scoring_and_judging, task_of
 from .smaller import hits, layers, paired, smaller
 from .steps import Stepped, plan_in_steps
-from .stopping import UntilStable, in_words
+from .stopping import UntilStable
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
 
     planner = Planner(config, network, loaded.input_size, to_judge, autocast(config))
 
-    def measure(masked_network: nn.Module) -> Scores:
+    def scoring(masked_network: nn.Module) -> Scores:
         found = score(
             masked_network,
             to_score,
@@ -117,12 +117,12 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
         return record_images(found, reference, config, task)
 
     with _timed(seconds, "score"), engine_notes() as fallbacks:
-        scores = measure(network)
+        scores = scoring(network)
         scores.save(config.out / "scores.safetensors")
     with _timed(seconds, "plan"), engine_notes():
         ranked = of_classes(scores, config)
         if config.steps > 1:
-            stepped = _in_steps(network, scores, measure, planner, config)
+            stepped = _in_steps(network, scores, scoring, planner, config)
             plan = stepped.plan
             stepped.scores[-1].save(config.out / "scores-last.safetensors")
         else:
@@ -150,7 +150,8 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
             after = evaluate(small, to_judge, **judging, progress=_named(track, "slimmed"))
         with _timed(seconds, "measure"):
             costs = measure(network, small, small.pxp_slim, loaded.input_size, **judging, folder=config.out)
-        # The smaller network's file is to be written here.
+        with _timed(seconds, "save"):
+            say(_saved(small, plan, config.out / "model", {"unpruned": before, "slimmed": after}))
     if slimmed is not None:
         say(in_short(slimmed, costs))
     with _timed(seconds, "sweep"):
@@ -167,9 +168,9 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=config.command(),
         config=config.model_dump(mode="json"),
-        model=_model_record(loaded),
-        reference=_data_record(reference, scores.samples),
-        evaluation=_data_record(evaluation, before.total),
+        model=model_record(loaded),
+        reference=data_record(reference, scores.samples),
+        evaluation=data_record(evaluation, before.total),
         shared_images=shared,
         rate=plan.rate,
         removed=plan.removed_count,
@@ -181,13 +182,13 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
         costs=costs,
         curves=curves,
         layers=layers(plan, small),
-        classes=_classes(before, after, evaluation),
+        classes=class_records(before, after, evaluation),
         task=None if task is None else TaskRecord(**task.describe()),
         until_stable=scores.header.until_stable,
         heatmaps=maps.records,
         agreement=maps.agreement,
         skipped=tuple(SkippedRecord(path=path, reason=reason) for path, reason in skipped.items()),
-        notes=tuple(_notes(loaded, shared, fallbacks, before, scores, len(reference), config)),
+        notes=tuple(notes_of(loaded, shared, fallbacks, before, scores, len(reference), config)),
         seconds={step: round(spent, 3) for step, spent in seconds.items()},
         environment=environment.describe(device),
     )
@@ -271,14 +272,22 @@ def plan_options(config: RunConfig) -> dict[str, object]:
     return {"scope": config.scope, "magnitude": config.magnitude, "absolute": config.absolute}
 
 
+def _saved(small: nn.Module, plan: Plan, folder: Path, judged: dict[str, Evaluation]) -> str:
+    """Save the smaller network; where it is, or why it is nowhere."""
+    try:
+        return f"smaller network: {save(small, folder, plan=plan, accuracy=judged)}"
+    except CheckpointError as error:
+        return f"the smaller network is not saved: {error}"
+
+
 def _in_steps(
-    network: nn.Module, first: Scores, measure: Callable[[nn.Module], Scores], planner: Planner, config: RunConfig
+    network: nn.Module, first: Scores, scoring: Callable[[nn.Module], Scores], planner: Planner, config: RunConfig
 ) -> Stepped:
     """Plan in steps, of which the first has scored."""
     known = [first]
     return plan_in_steps(
         network,
-        lambda left: known.pop() if known else measure(left),
+        lambda left: known.pop() if known else scoring(left),
         config.steps,
         lambda scores, part, after: planner.plan(of_classes(scores, config), part, after),
     )
@@ -312,19 +321,6 @@ def _curves(
         yield curve_record(whole, order, seed)
 
 
-def curve_record(curve: Curve, order: str, seed: int | None) -> CurveRecord:
-    """A curve as results.json holds it."""
-    return CurveRecord(
-        order=order,
-        seed=seed,
-        rates=tuple(curve.rates),
-        accuracies=tuple(curve.accuracies),
-        removed=tuple(curve.removed),
-        a_pr=curve.a_pr,
-        top_pr=curve.top_pr,
-    )
-
-
 def _named(track: Track, title: str) -> Track:
     """`track` under a title that says which of several passes this is."""
     return lambda iterable, description, total=None: track(iterable, title, total)
@@ -335,62 +331,3 @@ def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - start
-
-
-def _model_record(loaded: LoadedModel) -> ModelRecord:
-    return ModelRecord(
-        name=loaded.name,
-        weights=loaded.weights,
-        weights_sha256=loaded.weights_sha256,
-        input_size=loaded.input_size,
-        num_classes=loaded.num_classes,
-        parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
-    )
-
-
-def _data_record(images: data.Images, read: int) -> DataRecord:
-    return DataRecord(root=images.root, images=len(images), read=read, classes=len(set(images.labels)))
-
-
-def _classes(before: Evaluation, after: Evaluation, images: data.Images) -> tuple[ClassRecord, ...]:
-    return tuple(
-        ClassRecord(
-            label=label,
-            name=images.class_names.get(label, str(label)),
-            before=correct,
-            after=after.per_class.get(label, (0, total))[0],
-            total=total,
-        )
-        for label, (correct, total) in sorted(before.per_class.items())
-    )
-
-
-def _notes(
-    loaded: LoadedModel,
-    shared: int,
-    fallbacks: list[str],
-    before: Evaluation,
-    scores: Scores,
-    chosen: int,
-    config: RunConfig,
-) -> Iterator[str]:
-    """What a reader must know before believing the numbers."""
-    if loaded.weights == "random":
-        yield "The network has random weights: these numbers say nothing about a trained one. Give --weights."
-    if shared:
-        yield (
-            f"{shared} of the {before.total} images that judge are also images that score: the accuracy after pruning "
-            "is that of images the plan has seen."
-        )
-    if config.max_drop is not None:
-        yield "How much goes was decided by the images that judge: their accuracy after pruning flatters a little."
-    if before.total < 200:
-        low, high = hits(before).interval
-        yield (
-            f"Only {before.total} images judge: the unpruned accuracy is known to lie between {percent(low)} and "
-            f"{percent(high)} (95\u202f% confidence), and differences within that range mean little."
-        )
-    if scores.header.until_stable is not None:
-        words = in_words(scores.header.until_stable, chosen)
-        yield f"{words[0].upper()}{words[1:]}."
-    yield from fallbacks

@@ -1,4 +1,4 @@
-"""Stability: how many reference images a plan needs, seen by pruning from parts of them."""
+"""Stability: how many reference images a plan needs, seen by pruning from other sets of such images."""
 
 from __future__ import annotations
 
@@ -22,29 +22,30 @@ from .scores import Scores
 from .scores_samples import add_up
 
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+LEAST_FOR_INTERVAL = 20
 _CONFIDENCE = 0.95
 
 
 class Agreement(NamedTuple):
-    """What some measure of agreement with the full set is at one size.
+    """What some measure of agreement with all the images is at one size.
 
     Attributes
     ----------
     mean
-        Over the subsets.
+        Over the sets drawn.
     low, high
-        95 % of the subsets lie between these (2.5 % and 97.5 % quantiles, interpolated): where one reference set of
-        this size may be expected to lie.
+        A 95 % confidence interval for where one reference set of this size lies (the bootstrap's percentiles, 2.5 % and
+        97.5 %, interpolated); None with less than 20 sets, which make none.
     """
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Stability:
-    """How well subsets of the reference images agree with all of them.
+    """How well reference sets of some size agree with all the images that there are.
 
     Attributes
     ----------
@@ -53,13 +54,13 @@ class Stability:
     sizes
         Images per class.
     images
-        Images in a subset of each size; the full set has `full`.
+        Images in a set of each size; all of them are `full`.
     overlaps
-        ``[sizes, seeds]`` float64: the fraction of the units removed that are removed by the full set as well. Chance
+        ``[sizes, seeds]`` float64: the fraction of the units removed that all the images remove as well. Chance
         is `rate`.
     taus
-        ``[sizes, seeds]`` float64: Kendall's tau-b between the values of all units and those by the full set; for units
-        ranked among their kind the mean over the kinds, weighted by their numbers of units.
+        ``[sizes, seeds]`` float64: Kendall's tau-b between the values of all units and those by all the images; for
+        units ranked among their kind the mean over the kinds, weighted by their numbers of units.
     """
 
     rate: float
@@ -113,10 +114,11 @@ def stability(
     absolute: str = "pxp",
     progress: Track | None = None,
 ) -> Stability:
-    """Prune from random subsets of the images that scored, and compare with the plan that all of them give.
+    """Prune from random reference sets, and compare with the plan that all the images that scored give.
 
-    Subsets have equally many images of every class, drawn without replacement; those of one seed grow by adding images.
-    They are parts of the full set: near its size they agree by definition, which says little about other images.
+    Sets have equally many images of every class, drawn with replacement (the bootstrap: Efron, 1979): the images that
+    scored stand for all that there are, and a set as large as them is another such set. Those of one seed grow by
+    adding images.
 
     Parameters
     ----------
@@ -127,7 +129,7 @@ def stability(
     sizes
         Images per class; default: 1, 2, 5, 10, 20, 50 ... as far as every class has so many, and all of them.
     seeds
-        The seeds of the subsets, or how many.
+        The seeds of the sets, or how many; an interval takes 20.
     units, scope, magnitude, absolute
         As for :func:`pxp_fast.plan`.
 
@@ -153,14 +155,14 @@ def stability(
     drawn = (
         tuple(range(seeds))
         if isinstance(seeds, int)
-        else _whole(seeds, "seeds", "how many subsets to draw, or their seeds")
+        else _whole(seeds, "seeds", "how many sets to draw, or their seeds")
     )
     if not drawn:
-        raise PxpError("stability is asked for over no subsets; give one seed at least")
+        raise PxpError("stability is asked for over no sets of images; give one seed at least")
     values = scores.values(magnitude=magnitude, absolute=absolute)
     ranked = Ranking(scores, **options).pools
     overlaps, taus = (torch.empty(len(wanted), len(drawn), dtype=torch.float64) for _ in range(2))
-    for column, seed in enumerate(progress(drawn, "subsets", len(drawn)) if progress is not None else drawn):
+    for column, seed in enumerate(progress(drawn, "sets", len(drawn)) if progress is not None else drawn):
         for row, part in enumerate(_growing(scores, wanted, seed)):
             own = part.values(magnitude=magnitude, absolute=absolute)
             overlaps[row, column] = overlap(chosen, removed_units(part, rate, **options))
@@ -205,13 +207,13 @@ def balanced_order(labels: Sequence[int], seed: int = 0) -> list[int]:
 
 
 def _growing(scores: Scores, sizes: Sequence[int], seed: int) -> Iterator[Scores]:
-    """The scores of ever larger subsets, `sizes` images of every class."""
+    """The scores of ever larger sets, `sizes` images of every class, drawn with replacement."""
     generator = torch.Generator().manual_seed(seed)
     places = [(scores.sample_labels == label).nonzero().flatten() for label in scores.sample_labels.unique()]
-    shuffled = [own[torch.randperm(len(own), generator=generator)] for own in places]
+    drawn = [own[torch.randint(len(own), (len(own),), generator=generator)] for own in places]
     totals, before = torch.zeros_like(scores.totals), 0
     for size in sizes:
-        totals = add_up(totals.clone(), scores.sample_table, torch.cat([own[before:size] for own in shuffled]))
+        totals = add_up(totals.clone(), scores.sample_table, torch.cat([own[before:size] for own in drawn]))
         yield Scores(scores.header.model_copy(update={"samples": size * len(places)}), totals)
         before = size
 
@@ -224,7 +226,7 @@ def _sizes(given: Iterable[int] | None, labels: Tensor) -> tuple[int, ...]:
         wanted = sorted(set(_whole(given, "sizes", "whole numbers of images per class")))
     if not wanted or wanted[0] < 1 or wanted[-1] > fewest:
         raise PxpError(
-            f"subsets of {wanted} images per class are asked for; every class has {fewest} or more: choose from "
+            f"sets of {wanted} images per class are asked for; every class has {fewest} or more: choose from "
             f"1 ... {fewest}, or score more images"
         )
     return tuple(wanted)
@@ -239,5 +241,7 @@ def _whole(given: Iterable[int], name: str, wanted: str) -> tuple[int, ...]:
 
 
 def _agreement(values: Tensor) -> Agreement:
+    if len(values) < LEAST_FOR_INTERVAL:
+        return Agreement(float(values.mean()), None, None)
     tails = torch.tensor([(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2], dtype=values.dtype)
     return Agreement(float(values.mean()), *values.quantile(tails).tolist())

@@ -86,7 +86,8 @@ class Task:
     def zero(self, model: nn.Module, example: Tensor) -> nn.Module:
         """A copy of the model in which the logits of all other classes are 0; as :meth:`slice` otherwise.
 
-        Weights and biases of these classes are 0, so the relevance of the remaining ones is as in the whole model.
+        Weights and biases of these classes are 0, so the relevance of the remaining ones is as in the whole model, but
+        for ``initial="bounded"``, which weighs images by all logits.
         """
 
         return _restricted(model, example, self.classes, zero=True)

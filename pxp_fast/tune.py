@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from . import environment
 from .errors import DataError, NumericalError, PlanError, PxpError
-from .evaluate import RATES
-from .lrp import Composite, capture
+from .lrp import capture
 from .lrp.composites import PRESETS
 from .progress import Track
 from .scoring import model_name_of
@@ -23,7 +22,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .tuning.objective import Objective
-    from .tuning.records import Contender, Judged, TrialRecord, Tuning
+    from .tuning.records import Tuning
     from .tuning.space import Candidate, Space, Uses
     from .tuning.study import Study
     from .tuning.trials import Judge
@@ -118,9 +117,10 @@ def tune(
     from .tuning.cache import Cache
     from .tuning.identity import digest, digest_of_graph, digest_of_images, digest_of_weights, refuse_overlap
     from .tuning.objective import Objective
+    from .tuning.outcome import contenders, line, record
     from .tuning.records import Tuning
     from .tuning.space import Space, uses_of
-    from .tuning.storage import Worker, locked
+    from .tuning.storage import Worker, conclusion
     from .tuning.study import Study
     from .tuning.trials import Judge
 
@@ -179,9 +179,9 @@ def tune(
             trial.set_user_attr("composite", candidate.composite.describe())
             trial.set_user_attr("magnitude", candidate.magnitude)
             _attempt(study, trial, candidate, judge, goal)
-            say(_line(study, trial.number, goal))
-    with locked(folder / ".conclusion.lock"):  # of several processes the last to end knows most
-        best, epsilon = _best(study, judge, goal)
+            say(line(study, trial.number, goal))
+    with conclusion(folder):
+        best, epsilon = contenders(study, judge, goal)
         importance, importance_trials = study.importance()
         tuning = Tuning(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -193,7 +193,7 @@ def tune(
             held_out_images=None if held_out is None else judge.images("held-out"),
             best=best,
             epsilon=epsilon,
-            trials=tuple(_record(trial) for trial in study.finished()),
+            trials=tuple(record(trial) for trial in study.finished()),
             missing_presets=tuple(missing),
             running=study.running(),
             importance=importance,
@@ -248,67 +248,3 @@ def _attempt(study: Study, trial: Any, candidate: Candidate, judge: Judge, goal:
     except (NumericalError, PlanError) as error:
         return study.tell(trial, problem=str(error))
     return study.tell(trial, goal.value(accuracies))
-
-
-def _best(study: Study, judge: Judge, goal: Objective) -> tuple[Contender, Contender]:
-    """The best candidate and the epsilon composite, which is the best where no trial does better."""
-    from .tuning.space import Candidate
-
-    epsilon = _contender(Candidate(PRESETS["epsilon"], True), None, judge, goal)
-    best = study.best()
-    if best is None or best.value <= epsilon.tuning.value:
-        return epsilon, epsilon
-    chosen = Candidate(Composite.from_mapping(best.user_attrs["composite"]), best.user_attrs["magnitude"])
-    return _contender(chosen, best.number, judge, goal), epsilon
-
-
-def _contender(candidate: Candidate, number: int | None, judge: Judge, goal: Objective) -> Contender:
-    from .tuning.records import Contender, Judged
-
-    steps = judge.steps(goal, candidate)
-    wanted = {rate for rates in steps for rate in rates}
-    judged: dict[str, Judged] = {}
-    for split in judge.splits:
-        found = judge.accuracies(candidate, sorted(wanted | set(RATES)), split)
-        value = goal.value({rate: found[rate] for rate in wanted})
-        at = None if goal.at is None else max(wanted)
-        judged[split] = Judged(value=value, at=at, rates=RATES, accuracies=tuple(found[rate] for rate in RATES))
-    return Contender(
-        composite=candidate.composite.describe(),
-        magnitude=candidate.magnitude,
-        trial=number,
-        tuning=judged["tuning"],
-        held_out=judged.get("held-out"),
-    )
-
-
-def _record(trial: Any) -> TrialRecord:
-    from .tuning.records import TrialRecord
-
-    names = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
-    values = sorted(trial.intermediate_values.items())
-    return TrialRecord(
-        number=trial.number,
-        state=names[trial.state.name],
-        value=trial.value,
-        composite=trial.user_attrs["composite"],
-        magnitude=trial.user_attrs["magnitude"],
-        parameters=trial.params,
-        preset=trial.user_attrs.get("preset"),
-        intermediate=tuple(value for _, value in values),
-        seconds=None if trial.duration is None else round(trial.duration.total_seconds(), 3),
-        problem=trial.user_attrs.get("problem"),
-    )
-
-
-def _line(study: Study, number: int, goal: Objective) -> str:
-    """What became of a trial."""
-    trial = next(trial for trial in study.finished() if trial.number == number)
-    record = _record(trial)
-    name = f" ({record.preset})" if record.preset else ""
-    best = study.best()
-    known = "" if best is None else f"; best {best.value:.4f}, trial {best.number}"
-    if record.state == "failed":
-        return f"trial {number}{name} failed: {record.problem}{known}"
-    what = goal.title if record.state == "complete" else "given up at"
-    return f"trial {number}{name}: {what} {record.value:.4f}{known}, {record.seconds:.1f} s"

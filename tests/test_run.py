@@ -61,7 +61,7 @@ def test_a_run_leaves_files_whose_numbers_are_right(place):
     result = run(config(place, slim=True))
     out = folder / "out"
     assert {path.name for path in out.iterdir()} == {
-        "scores.safetensors", "plan.json", "heatmaps.safetensors", "results.json", "report.html"
+        "scores.safetensors", "plan.json", "heatmaps.safetensors", "results.json", "report.html", "model"
     }  # fmt: skip
     found = Results.load(out / "results.json")
     assert found == result.results

@@ -1,6 +1,7 @@
 """Stability and stopping early: on tables written down, against brute force and scipy."""
 
 import itertools
+import statistics
 import xml.etree.ElementTree
 
 import pytest
@@ -19,6 +20,7 @@ from pxp_fast.selection import interleaved
 from pxp_fast.stability import kendall_tau, overlap
 from pxp_fast.stopping import StabilityWarning, Watch, in_words
 
+F, N = torch.arange(12), torch.arange(12, 32)
 GROUPS = (pxp.UnitGroup("a", "filter", 12, ()), pxp.UnitGroup("b", "neuron", 20, ()))
 
 
@@ -73,10 +75,11 @@ def test_stability_is_what_scoring_the_subsets_says():
     scores = synthetic()
     found = pxp.stability(scores, 0.3, [1, 3, 8], seeds=[4, 9])
     assert (found.sizes, found.images, found.full) == ((1, 3, 8), (3, 9, 24), 24)
-    # Subsets are drawn here as the docstring says: balanced, and growing from one size to the next.
+    # Sets are drawn here as the docstring says: balanced, with replacement, and growing from one size to the next.
     for column, seed in enumerate((4, 9)):
         generator = torch.Generator().manual_seed(seed)
-        orders = [own[torch.randperm(8, generator=generator)] for own in (torch.arange(c, 24, 3) for c in range(3))]
+        places = (torch.arange(c, 24, 3) for c in range(3))
+        orders = [own[torch.randint(8, (8,), generator=generator)] for own in places]
         for row, size in enumerate(found.sizes):
             index = torch.cat([own[:size] for own in orders])
             assert scores.sample_labels[index].bincount().tolist() == [size] * 3
@@ -87,12 +90,29 @@ def test_stability_is_what_scoring_the_subsets_says():
             assert found.overlaps[row, column] == pytest.approx(len(both) / 9)
             taus = [scipy.stats.kendalltau(values[s], whole[s]).statistic for s in (slice(0, 12), slice(12, 32))]
             assert found.taus[row, column] == pytest.approx((12 * taus[0] + 20 * taus[1]) / 32)
-    assert found.overlap[2] == (1, 1, 1)
-    assert found.tau[2] == pytest.approx((1, 1, 1))
-    low, high = sorted(found.overlaps[0].tolist())
-    assert found.overlap[0] == pytest.approx(
-        ((low + high) / 2, low + 0.025 * (high - low), high - 0.025 * (high - low))
-    )
+    assert found.overlap[0] == (found.overlaps[0].mean().item(), None, None)  # two sets make no interval
+
+
+def test_an_interval_is_where_95_percent_of_the_bootstrapped_sets_lie():
+    found = pxp.stability(synthetic(), 0.3, [2, 8], seeds=41)
+    for own, values in ((found.overlap, found.overlaps), (found.tau, found.taus)):
+        for (mean, low, high), drawn in zip(own, values.tolist(), strict=True):
+            drawn.sort()  # the 2.5 % quantile of 41 numbers is the second
+            assert (mean, low, high) == pytest.approx((sum(drawn) / 41, drawn[1], drawn[39]))
+            assert low < mean < high
+    assert found.tau[1].high < 1 and found.tau[0].mean < found.tau[1].mean  # as many images as all are not all images
+
+
+def test_a_bootstrapped_set_tells_how_far_another_set_of_images_lies_off():
+    """Agreement with the plan of images of which a pool was drawn, beside what the pool itself says."""
+    world = synthetic(per_class=400, noise=3.0, seed=3)
+    truth, taus, said = world.values(), [], []
+    for draw in range(12):
+        index = torch.cat([torch.arange(c, 1200, 3)[20 * draw : 20 * draw + 20] for c in range(3)])
+        pool = world.for_samples(index)
+        taus.append(sum(len(s) * kendall_tau(truth[s], pool.values()[s]) for s in (F, N)) / 32)
+        said.append(pxp.stability(pool, 0.3, [20], seeds=40).tau[0].mean)
+    assert statistics.fmean(said) == pytest.approx(statistics.fmean(taus), abs=0.04)
 
 
 def test_stability_takes_the_options_of_a_plan():
@@ -100,7 +120,7 @@ def test_stability_takes_the_options_of_a_plan():
     filters = pxp.stability(scores, 0.5, [2], seeds=1, units=["filter"])
     together = pxp.stability(scores, 0.5, [2], seeds=1, scope="global", absolute="sample")
     generator = torch.Generator().manual_seed(0)
-    drawn = [torch.arange(c, 24, 3)[torch.randperm(8, generator=generator)][:2] for c in range(3)]
+    drawn = [torch.arange(c, 24, 3)[torch.randint(8, (8,), generator=generator)][:2] for c in range(3)]
     part = scores.for_samples(torch.cat(drawn))
     expected = scipy.stats.kendalltau(part.values()[:12], scores.values()[:12]).statistic
     assert filters.taus.item() == pytest.approx(expected)
@@ -115,7 +135,7 @@ def test_sizes_go_as_far_as_the_smallest_class():
         pxp.stability(scores, 0.3, [12])
     with pytest.raises(PxpError, match="none of the 32 units"):
         pxp.stability(scores, 0.01)
-    with pytest.raises(PxpError, match="no subsets"):
+    with pytest.raises(PxpError, match="no sets of images"):
         pxp.stability(scores, 0.3, seeds=0)
     with pytest.raises(ScoresError, match="per_sample=True"):
         pxp.stability(pxp.Scores(scores.header, scores.totals))
@@ -279,7 +299,7 @@ def test_conditions_of_another_type_are_refused(options, message):
     [
         ({"sizes": [1.5]}, r"sizes are \[1.5\]; give whole numbers of images per class"),
         ({"sizes": 3}, "sizes are 3; give whole numbers"),
-        ({"seeds": 2.5}, "seeds are 2.5; give how many subsets to draw, or their seeds"),
+        ({"seeds": 2.5}, "seeds are 2.5; give how many sets to draw, or their seeds"),
         ({"seeds": ["a"]}, "seeds are"),
         ({"rate": "half"}, "rate is 'half'; it is the fraction"),
     ],

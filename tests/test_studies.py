@@ -10,10 +10,11 @@ from typer.testing import CliRunner
 
 import pxp_fast as pxp
 from pxp_fast.cli import app
-from pxp_fast.data import image_folder
+from pxp_fast.data import image_folder, split
 from pxp_fast.loader import Loader
 from pxp_fast.models import load
 from pxp_fast.results import Results
+from pxp_fast.tuning.records import Tuning
 
 
 @pytest.fixture
@@ -100,6 +101,12 @@ def test_stability_prints_and_writes_what_the_library_says(place):
     assert "svg" in (folder / "out" / "stability.svg").read_text()
     rows = [line.split() for line in said.splitlines() if line.split()[:2] in (["1", "3"], ["4", "12"])]
     assert [float(row[2]) for row in rows] == [round(size.mean, 3) for size in found.overlap]
+    assert " to " not in said and "20 sets of each size make an interval; 3 were asked for" in said
+    said = output("stability", "out", "--rate", 0.5, "--seeds", 20, "--sizes", "1,4")
+    found = pxp.stability(pxp.Scores.load(folder / "out" / "scores.safetensors"), 0.5, [1, 4], 20)
+    for size in (*found.overlap, *found.tau):
+        assert f"{size.mean:.3f} ({size.low:.3f} to {size.high:.3f})" in said
+    assert "20 sets of each size, drawn from the 15 images with replacement" in said
     assert invoke("stability", "out", "--rate", 0.5, "--sizes", "1,none").exit_code == 2
     step = invoke("stability", "out", "--rate", 0.5, "--sizes", 6)
     assert step.exit_code == 1 and "choose from 1 ... 5" in step.stderr
@@ -159,3 +166,41 @@ def test_a_run_of_a_task_that_stops_early_says_so(place):
     assert len(labels) == found.reference.read and abs(labels.count("0") - labels.count("2")) <= 1
     page = (folder / "out" / "report.html").read_text()
     assert "classes 0, 2 of the whole network, its classifier sliced" in page and "for 2 classes alone" in page
+
+
+def test_tasks_over_seeds_are_those_that_one_seed_at_a_time_gives(place):
+    folder, network = place
+    common = (network, "--data", "images", "--device", "cpu", "--samples-per-class", 2, "--task-classes", 2)
+    said = output("tasks", *common, "--seeds", 4)
+    record = json.loads((folder / "out" / "tasks.json").read_text())
+    loaded = load(network)
+    reference, judging = split(image_folder(folder / "images", model=loaded), reference_per_class=2)
+    drawn = [pxp.random_task(3, 2, seed) for seed in range(4)]
+    found = pxp.over_tasks(loaded.model, drawn, *([next(iter(Loader(part, 24)))] for part in (reference, judging)))
+    assert [task["classes"] for task in record["tasks"]] == [list(task.classes) for task in drawn]
+    assert record == found.describe()
+    assert f"A_PR {found.a_pr}, Top-PR {found.top_pr}" in said
+    assert (
+        "over 4 tasks, 2 of them different" in said if len({t.classes for t in drawn}) == 2 else "over 4 tasks" in said
+    )
+
+
+def test_a_search_for_a_task_judges_its_classes_alone(place):
+    folder, network = place
+    (folder / "space.json").write_text(json.dumps({"rules": ["epsilon"], "softmax": ["epsilon"], "magnitude": [True]}))
+    words = (network, "--data", "images", "--device", "cpu", "--samples-per-class", 2, "--space", "space.json")
+    words += ("--trials", 2, "--task-classes", 2, "--task-seed", 1, "--cache", "shared")
+    step = invoke("tune", *words)
+    assert step.exit_code == 0, step.output
+    assert "4 images score, 6 judge the trials, 6 are held out" in step.stderr
+    found = Tuning.load(folder / "tune" / "tune.json")
+    loaded, task = load(network), pxp.random_task(3, 2, 1)
+    first, others = split(image_folder(folder / "images", model=loaded), reference_per_class=2)
+    judging, held_out = split(others, reference_per_class=3)
+    small = task.slice(loaded.model, torch.zeros(1, *loaded.input_size))
+    scores = pxp.score(small, Loader(task.images(first), 24), composite=found.composite)
+    curve = pxp.sweep(small, scores, Loader(task.images(held_out), 24))
+    assert found.best.held_out.accuracies == curve.accuracies
+    assert list((folder / "shared").rglob("*.safetensors")) and not (folder / "tune" / "cache").exists()
+    page = (folder / "tune" / "tune.html").read_text()
+    assert "--task-classes" in page and "--cache" in page

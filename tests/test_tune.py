@@ -348,10 +348,42 @@ def test_killed_in_the_middle_it_loses_nothing_and_two_processes_finish_it_toget
 
 def test_a_journal_is_mended_before_it_is_written_to(tmp_path):
     path = tmp_path / "journal"
-    for content, left in ((b"", b""), (b"{}\n{}\n", b"{}\n{}\n"), (b'{}\n{"op', b"{}\n"), (b'{"op', b"")):
+    long = b'{"op":"' + b"x" * 200_000 + b'"}\n'
+    for content, left in (
+        (b"", b""), (b"{}\n{}\n", b"{}\n{}\n"), (b'{}\n{"op', b"{}\n"), (b'{"op', b""), (b"{}\n\0\0\0\n", b"{}\n"),
+        (b"{}\n{}\ngarbage\n", b"{}\n{}\n"), (b"{}\n[1]\n", b"{}\n"), (b"\n", b""), (b"{}\n" + long, b"{}\n" + long),
+        (long + long[:-3], long),
+    ):  # fmt: skip
         path.write_bytes(content)
         storage.mend(path)
         assert path.read_bytes() == left
+
+
+@pytest.mark.parametrize("damage", [b"garbage\n{}\n", b'{"op_code": 5}\n', b'[1]\n{"op_code": 0}\n'])
+def test_a_damaged_journal_is_said_to_be_one(tmp_path, damage):
+    search(tmp_path, trials=1)
+    with open(tmp_path / "study.journal", "ab") as stream:
+        stream.write(damage)
+    for _ in range(2):
+        with pytest.raises(OutputError, match=r"study.journal is damaged .*; remove it"):
+            search(tmp_path, trials=1)
+
+
+def test_a_journal_whose_last_line_is_no_json_goes_on(tmp_path):
+    found = search(tmp_path, trials=2, seed=5)
+    for garbage in (b"garbage\n", b"\0" * 100 + b"\n"):
+        with open(tmp_path / "study.journal", "ab") as stream:
+            stream.write(garbage)
+        found = search(tmp_path, trials=len(found.trials) + 1, seed=5)
+    assert [trial.number for trial in found.trials] == [0, 1, 2, 3]
+
+
+def test_the_page_is_of_what_the_last_process_to_end_knew(tmp_path):
+    first = search(tmp_path, trials=2)
+    peers = first.model_copy(update={"running": 3})
+    peers.save(tmp_path / "tune.json")  # between the end of this process's search and its page
+    page.write(tmp_path, "pxp-fast tune")
+    assert "Other processes are still at 3 trials" in (tmp_path / "tune.html").read_text()
 
 
 def test_a_worker_is_alive_until_it_ends(tmp_path):

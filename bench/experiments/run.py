@@ -34,7 +34,8 @@ QUICK |= {"judged_often": 5, "trials": 4, "tuning": 3}
 def three_classes(bench: Bench, subject: Subject, method: Method) -> dict[str, Any]:
     """Accuracy among three classes, by the reference images of these, for every seed's three classes.
 
-    Relevance starts at the label's logit alone, so the whole classifier gives the scores that the sliced one would.
+    Relevance starts at the label's logit alone, so the whole classifier gives the scores that the sliced one would; but
+    for bounded initial relevance, which is bounded by the logits of all ten classes.
     """
     rows, total = [], 0
     for seed in range(bench.seeds):

@@ -34,7 +34,7 @@ def tune(bench: Bench, subject: Subject, initial: str) -> bool:
         trials=bench.trials,
         units=[subject.kind],
         initial=initial,
-        judging_dtype=getattr(torch, bench.dtype),
+        judging_dtype=None if bench.dtype == "float32" else getattr(torch, bench.dtype),
         model_name=subject.network,
         say=lambda line: print(f"  {line}", flush=True),
     )

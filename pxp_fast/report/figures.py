@@ -121,12 +121,14 @@ def _solid(layer: LayerRecord) -> int:
 
 
 def stability(found: Stability) -> Markup:
-    """How well subsets agree with the full set against their images per class: means, and where 95 % of them lie."""
+    """How well reference sets agree with all the images, against their images per class: means, and 95 % intervals."""
     figure, axes = _canvas(3.5)
     lines = (("overlap of the units removed", found.overlap, _ACCENT), ("Kendall's tau", found.tau, _SECOND))
     for label, points, colour in lines:
-        low, high, mean = ([100 * getattr(point, name) for point in points] for name in ("low", "high", "mean"))
-        axes.fill_between(found.sizes, low, high, color=colour, alpha=0.18, linewidth=0)
+        mean = [100 * point.mean for point in points]
+        if points[0].low is not None:
+            low, high = ([100 * getattr(point, name) for point in points] for name in ("low", "high"))
+            axes.fill_between(found.sizes, low, high, color=colour, alpha=0.18, linewidth=0)
         axes.plot(found.sizes, mean, "-o", color=colour, linewidth=2, markersize=3.5, label=label)
     axes.axhline(100 * found.rate, color=_MUTED, linewidth=0.8, linestyle=(0, (1, 3)))
     axes.annotate(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from . import require_extra
+from . import require_extra, save
 from .words import Tile, count, percent
 
 if TYPE_CHECKING:
@@ -44,6 +45,17 @@ def render(tuning: Tuning, command: str) -> str:
         value=value,
         rules=rules,
     )
+
+
+def write(folder: Path, command: str) -> Path:
+    """Make the page of a folder's ``tune.json``, which may know more by now than the search that asks for it."""
+    from ..tuning.records import Tuning
+    from ..tuning.storage import conclusion
+
+    page = folder / "tune.html"
+    with conclusion(folder):
+        save(render(Tuning.load(folder / "tune.json"), command), page)
+    return page
 
 
 def title(objective: str) -> str:

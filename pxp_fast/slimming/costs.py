@@ -50,7 +50,9 @@ def _left(removal: Removal, node: fx.Node) -> int:
     """How many entries of a parameter stay."""
     labels = removal.coupling.labels
     if node in labels.rows:
-        layer = next(layer for layer in labels.layers if layer.weight is node)
+        layer = next((layer for layer in labels.layers if layer.weight is node), None)
+        if layer is None:  # its value does not depend on the images
+            return removal.captured.constants[node].numel()
         rows, columns = _kept(removal, layer.outputs), _kept(removal, layer.inputs)
         columns = 1 if layer.channelwise else columns // layer.groups
         return rows * columns * math.prod(removal.captured.constants[node].shape[2:])

@@ -150,6 +150,9 @@ def layer(labels: Labels, node: fx.Node) -> object:
     source, weight, bias = labels.values[node.args[0]], node.args[1], argument(node, "bias")
     if weight not in labels.rows:
         return kept(labels, node)
+    if node in labels.captured.constants:  # makes a table, as Swin V2's positions
+        labels.keep(labels.rows[weight], labels.columns[weight])
+        return kept(labels, node)
     dim = -1 if node.target is LINEAR else 1
     inputs, rows, columns = labels.channels(source, dim), labels.rows[weight], labels.columns[weight]
     groups = argument(node, "groups") if node.target in CONVOLUTIONS else 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import socket
 import uuid
@@ -19,6 +20,8 @@ from ..errors import OutputError
 if TYPE_CHECKING:
     import optuna
 
+_TAIL = 2**16
+
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
@@ -27,6 +30,11 @@ def locked(path: Path) -> Iterator[None]:
     with stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
+
+
+def conclusion(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """While no other process writes what a search has led to: of several the last to end knows most."""
+    return locked(folder / ".conclusion.lock")
 
 
 class Worker:
@@ -75,16 +83,36 @@ def journal(path: Path) -> optuna.storages.JournalStorage:
         mend(path)
     try:
         return JournalStorage(JournalFileBackend(str(path), lock_obj=_JournalLock(path)))
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{path} is damaged ({error}); remove it: what it led to is still in the cache") from error
 
 
 def mend(path: Path) -> None:
-    """Drop the last line of a journal if its writer was stopped in the middle of it."""
+    """Drop the last line of a journal if its writer, or the power, was stopped in the middle of it."""
     with contextlib.suppress(FileNotFoundError), open(path, "rb+") as stream:
-        if stream.seek(0, os.SEEK_END) and (stream.seek(-1, os.SEEK_END), stream.read())[1] != b"\n":
-            stream.seek(0)
-            stream.truncate(stream.read().rfind(b"\n") + 1)
+        start, line = _last_line(stream)
+        if line and not (line.endswith(b"\n") and _is_object(line)):
+            stream.truncate(start)
+
+
+def _last_line(stream: IO[bytes]) -> tuple[int, bytes]:
+    """Where the last line starts, and what it holds."""
+    size, length = stream.seek(0, os.SEEK_END), _TAIL
+    while True:
+        begin = max(0, size - length)
+        stream.seek(begin)
+        tail = stream.read()
+        before = tail.rfind(b"\n", 0, -1)
+        if before >= 0 or begin == 0:
+            return begin + before + 1, tail[before + 1 :]
+        length *= 2
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 class _JournalLock:

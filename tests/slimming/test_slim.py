@@ -179,6 +179,16 @@ def test_a_weight_that_is_computed_is_left_alone():
     assert small.a.out_channels == 5 and small.pxp_slim.zeros == 1
 
 
+def test_a_table_that_layers_make_is_left_alone():
+    """As Swin V2 makes its table of relative positions: what it is added to must keep its channels."""
+    model, images = built(
+        lambda m, x: m.b(F.relu(m.a(x) + m.table(m.places)[:, :, None, None])),
+        a=conv(3, 5), b=conv(5, 6), table=nn.Linear(2, 5),
+    )  # fmt: skip
+    model.register_buffer("places", torch.randn(1, 2).double())
+    assert slimmed(model, images, a=(2,)).a.out_channels == 5
+
+
 def test_channels_whose_order_the_network_shuffles():
     def forward(m, x):
         x = F.relu(m.a(x)).unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2)
