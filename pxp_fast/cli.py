@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import commands_slim, commands_tasks, memory
+from . import commands_finetune, commands_slim, commands_tasks, memory
 from . import options as o
 from .errors import PxpError
 
@@ -72,6 +72,7 @@ def run(
     workers: o.Workers = None, per_class: o.PerClass = False, per_sample: o.PerSample = False,
     task_classes: o.TaskClasses = None, task_seed: o.TaskSeed = 0, task_mode: o.TaskMode = None,
     until_stable: o.UntilStable = None, stable_overlap: o.StableOverlap = 0.95, slim: o.Slim = True,
+    repair: o.Repair = "none", repair_images: o.RepairImages = 512,
 ) -> None:  # fmt: skip
     """Score, plan, make smaller, judge, measure and report, in one go.
 
@@ -296,6 +297,7 @@ def demo(
 
 
 commands_slim.register(app)
+commands_finetune.register(app)
 
 
 def main() -> None:

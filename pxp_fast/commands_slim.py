@@ -24,6 +24,9 @@ def slim(
     out: Annotated[Path, typer.Option(help="Folder for the smaller network.", metavar="DIR")],
     weights: o.Weights = None,
     checkpoint_kwargs: o.CheckpointKwargs = "{}",
+    repair: o.Repair = "none",
+    repair_images: o.RepairImages = 512,
+    data: Annotated[str | None, typer.Option(help="Images to repair with: a folder, or 'demo'.", metavar="DIR")] = None,
 ) -> None:
     """Cut what a plan removes out of a network, and save what is left as a network of its own.
 
@@ -34,11 +37,13 @@ def slim(
     from .checkpoint import noise, save
     from .models import load
     from .plan import Plan
+    from .repair_step import in_words, repair_with
     from .slim import Slimmer
 
     loaded = load(model, weights=weights, checkpoint_kwargs=o.json_object(checkpoint_kwargs))
     found = Plan.load(plan / "plan.json" if plan.is_dir() else plan, model_name=loaded.name)
-    small = Slimmer(loaded.model, noise(loaded.model, 2, loaded.preprocess)).slim(found)
+    mended = repair_with(data, loaded, found, repair, repair_images)
+    small = Slimmer(loaded.model, noise(loaded.model, 2, loaded.preprocess)).slim(found, mended)
     save(small, out, plan=found)
     record = small.pxp_slim
     layers = sum(layer.cut > 0 for layer in record.layers)
@@ -51,6 +56,8 @@ def slim(
         f"units: {found.removed_count:,} of {found.total_count:,} removed; {record.cut:,} cut out, in {layers} layers, "
         f"{record.zeros:,} stay as zeros"
     )
+    for line in [] if mended is None else in_words(mended):
+        typer.echo(line)
     typer.echo(f"logits: {record.difference:.1e} of the largest from the masked network's")
     typer.echo(str(out))
 

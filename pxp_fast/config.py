@@ -33,6 +33,8 @@ class RunConfig(BaseModel):
     until_stable : stop scoring when the plan at these rates no longer changes; none: score all images.
     stable_overlap : the fraction of the units removed that must stay the same for that.
     graph : on a GPU, record the scoring of a batch once and replay it.
+    repair : what makes up for the units removed, see :func:`pxp_fast.repair`; from the images that score.
+    repair_images : images to repair with at most.
     slim : cut out of the network what the plan removes, and measure what that saves; else it has masks alone.
     units : kinds that may be removed, none: all; with "removable" only what can be cut out alone, with "coupled"
         also what can be cut out together.
@@ -94,6 +96,8 @@ class RunConfig(BaseModel):
     order: Literal["least", "most", "random"] = "least"
     magnitude: bool = True
     absolute: Literal["pxp", "token", "sample"] = "pxp"
+    repair: Literal["none", "mean", "ridge"] = "none"
+    repair_images: int = Field(512, ge=1)
     slim: bool = True
     random_seeds: int = Field(5, ge=0)
     heatmaps: int = Field(6, ge=0)
@@ -135,6 +139,13 @@ class RunConfig(BaseModel):
         if asked.get("until_stable"):
             raise ValueError("--until-stable watches the plan from all classes; leave it out, or plan by classes later")
         check_classes(asked["criterion"], asked.get("criterion_options", {}))
+        return value
+
+    @field_validator("slim")
+    @classmethod
+    def _repaired_networks_are_slimmed(cls, value: bool, info: ValidationInfo) -> bool:
+        if not value and info.data.get("repair", "none") != "none":
+            raise ValueError("--repair goes with a network that is made smaller; leave --no-slim or --repair out")
         return value
 
     def command(self) -> str:

@@ -238,6 +238,15 @@ Slim = Annotated[
         rich_help_panel=_CHOICE,
     ),
 ]
+Repair = Annotated[
+    Literal["none", "mean", "ridge"],
+    typer.Option(
+        help="Make up for what is removed, without training: shift the layers that read it by what it gave them on "
+        "average, or refit these by ridge regression.",
+        rich_help_panel=_CHOICE,
+    ),
+]
+RepairImages = Annotated[int, typer.Option(help="Images to repair with at most.", min=1, rich_help_panel=_CHOICE)]
 RandomSeeds = Annotated[int, typer.Option(help="Random orders to compare with.", min=0, rich_help_panel=_CHOICE)]
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...", rich_help_panel=_MACHINE)]

@@ -30,6 +30,8 @@ from .models import load
 from .plan import Plan
 from .planning import Planner, scored_kinds
 from .progress import Track, silent
+from .repair_step import in_words as repair_in_words
+from .repair_step import repair_for
 from .report.smaller import in_short
 from .results import (
     CurveRecord,
@@ -139,7 +141,9 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
     small, slimmed, costs = None, None, None
     if config.slim:
         with _timed(seconds, "slim"), engine_notes():
-            small, slimmed = smaller(network, plan, to_judge)
+            mended = repair_for(config, network, plan, reference, track)
+            small, slimmed = smaller(network, plan, to_judge, mended)
+            fallbacks += [] if mended is None else repair_in_words(mended)
         slimmed = slimmed.model_copy(update={"masked": hits(after)})
     if small is not None:
         with _timed(seconds, "evaluate"):

@@ -10,22 +10,24 @@ from .errors import CaptureError, SlimError
 from .evaluate import Evaluation
 from .plan import Plan
 from .records import Hits, LayerRecord, PairedRecord, SlimmedRecord
+from .repair import Repair
 from .slim import slim
 
 _COMPARED = 8
 
 
 def smaller(
-    network: nn.Module, plan: Plan, loader: Iterable[tuple[Tensor, Tensor]]
+    network: nn.Module, plan: Plan, loader: Iterable[tuple[Tensor, Tensor]], repair: Repair | None = None
 ) -> tuple[nn.Module | None, SlimmedRecord]:
     """The network without what the plan removes; None, and why, where it cannot be slimmed.
 
+    With a repair it is the repaired network that becomes smaller.
     Logits are compared on the first images of `loader`.
     """
     parameter = next(network.parameters())
     images = next(iter(loader))[0][:_COMPARED].to(parameter)
     try:
-        model = slim(network, plan, images)
+        model = slim(network, plan, images, repair)
     except (SlimError, CaptureError) as error:
         return None, SlimmedRecord(problem=" ".join(str(error).split()), zeros=plan.removed_count)
     found = model.pxp_slim
