@@ -1,4 +1,6 @@
-"""Tests run on one thread, so that they are the same everywhere and leave the machine to others."""
+"""Tests run on few threads, so that they are the same everywhere and leave the machine to others."""
+
+import os
 
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     before = torch.get_num_threads()
-    torch.set_num_threads(min(2, before))
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, before))
     yield
     torch.set_num_threads(before)
 
