@@ -1,5 +1,7 @@
 """Tests run on few threads, so that they are the same everywhere and leave the machine to others."""
 
+import ctypes
+import gc
 import os
 
 import pytest
@@ -12,6 +14,15 @@ def one_thread():
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, before))
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def given_back():
+    """What the networks of a module held is free again, also for other processes."""
+    yield
+    gc.collect()
+    if os.name == "posix" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 @pytest.fixture(autouse=True)

@@ -46,7 +46,8 @@ def test_score_plan_eval_sweep_and_report_are_the_steps_of_run(place):
     folder, module = place
     network = f"{module}:classifier"
     common = (network, "--data", "images", "--device", "cpu")
-    whole = invoke("run", *common, "--out", "whole", "--samples-per-class", 2, "--rate", 0.5, "--random-seeds", 1)
+    few = ("--samples-per-class", 2, "--rate", 0.5, "--random-seeds", 1)
+    whole = invoke("run", *common, "--out", "whole", *few, "--no-slim")
     assert whole.exit_code == 0, whole.output
     assert f"report: {folder / 'whole' / 'report.html'}" in whole.output
 
@@ -256,7 +257,7 @@ def test_no_space_leaves_whole_files_only(place):
     assert outcome.returncode == 1, errors
     assert "pxp-fast: cannot write out/report.html: File too large" in errors
     assert {path.name for path in (folder / "out").iterdir()} == {
-        "scores.safetensors", "plan.json", "heatmaps.safetensors", "results.json"
+        "scores.safetensors", "plan.json", "heatmaps.safetensors", "results.json", "model"
     }  # fmt: skip
     Results.load(folder / "out" / "results.json")
 

@@ -92,7 +92,7 @@ def test_a_run_by_another_criterion_says_so_everywhere(tmp_path):
     options = '{"of": "loss"}'
     asked = ["run", "demo:resnet", "--data", "demo", "--criterion", "taylor", "--criterion-options", options]
     few = ["--samples-per-class", 2, "--eval-samples-per-class", 2, "--random-seeds", 0, "--heatmaps", 0]
-    done = invoke(*asked, *few, "--forget-classes", "3,4", "--rate", 0.1, "--out", tmp_path, "--device", "cpu")
+    done = invoke(*asked, *few, "--forget-classes", "3,4", "--rate", 0.1, "--out", tmp_path, "--no-slim")
     assert done.exit_code == 0, done.output
     scores = pxp.Scores.load(tmp_path / "scores.safetensors")
     assert (scores.header.criterion, scores.header.criterion_options) == ("taylor", {"of": "loss"})
