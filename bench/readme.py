@@ -146,6 +146,41 @@ def rule_table(record: dict) -> str:
     return "\n".join(lines)
 
 
+def pruning_table(record: dict) -> str:
+    """Accuracy at every cut of the FLOPs, for each way of ranking the better of its scopes."""
+    targets = sorted(
+        {t for found in record["networks"].values() for m in found["methods"].values() for t in m}, key=float
+    )
+    lines = ["| accuracy (%) at | | " + " | ".join(f"-{float(t):.0%} FLOPs" for t in targets) + " |"]
+    lines.append("|---|---|" + "---:|" * len(targets))
+    for network, found in record["networks"].items():
+        rows: dict[str, list[float]] = {}
+        for title, cells in found["methods"].items():
+            name, _, rest = title.partition(", ")
+            repair = rest.partition(", ")[2]
+            row = rows.setdefault(f"{name}, {repair} repair" if repair else name, [0.0] * len(targets))
+            row[:] = [max(a, cells.get(t, {}).get("accuracy", 0.0)) for a, t in zip(row, targets, strict=True)]
+        best = [max(column) for column in zip(*rows.values(), strict=True)]
+        lines.append(
+            f"| {network} | unpruned | " + " | ".join([f"{100 * found['unpruned']:.1f}"] * len(targets)) + " |"
+        )
+        for title, row in rows.items():
+            texts = [f"{100 * a:.1f}" if a else "" for a in row]
+            texts = [f"**{text}**" if a == top else text for text, a, top in zip(texts, row, best, strict=True)]
+            lines.append(f"| {network} | {title} | {' | '.join(texts)} |")
+    per_class = {name: record[f"{name}_per_class"] for name in ("references", "judged", "repaired_with")}
+    lines.append("")
+    lines.append(
+        "*The networks of [pxp.md](pxp.md) on CIFAR-10, without training: every network is really smaller, its FLOPs "
+        f"counted by PyTorch. {per_class['references']} reference images per class for all, {per_class['judged']} test "
+        f"images per class judge, repair reads {per_class['repaired_with']} training images per class without labels. "
+        "Of each way of ranking the better of its scopes (Torch-Pruning: all layers together, or a share of each; "
+        f"pxp_fast: by kind, or isomorphic). Torch-Pruning {record['versions']['torch-pruning']}. Made by "
+        f"`{record['command']}` ({record['date']}); all figures in `bench/results/compare_pruning.json`.*"
+    )
+    return "\n".join(lines)
+
+
 def with_section(page: str, name: str, text: str) -> str:
     """The page with `text` between the markers of this name."""
     start, end = f"<!-- {name}: made by `python -m bench.readme` -->", f"<!-- end of {name} -->"
@@ -188,6 +223,9 @@ def main(root: Path = ROOT) -> int:
     rules = results / "rules.json"
     if rules.exists():
         sections.append(("docs/rules.md", "costs", rule_table(json.loads(rules.read_text()))))
+    cuts = results / "compare_pruning.json"
+    if cuts.exists():
+        sections.append(("docs/slim.md", "cuts", pruning_table(json.loads(cuts.read_text()))))
     for page, name, text in sections:
         written = with_section((root / page).read_text(), name, text)
         with atomic_write(root / page) as temporary:
