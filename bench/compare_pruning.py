@@ -48,7 +48,7 @@ CRITERIA = {
     "Taylor": {"criterion": "taylor"},
     "magnitude": {"criterion": "magnitude"},
 }
-SCOPES = ("kind", "isomorphic")
+SCOPES = ("isomorphic",)
 Cut = tuple[nn.Module, float]
 """A smaller network, and the fraction of the FLOPs that it leaves."""
 
@@ -127,7 +127,7 @@ class Rival:
 
 
 def ours(model: nn.Module, batches: list, slimmer: pxp.Slimmer, repairing: list) -> Iterator[tuple[str, Callable]]:
-    """Each criterion of pxp_fast in each scope with each repair: a name, and what makes a cut."""
+    """Each criterion of pxp_fast with each repair: a name, and what makes a cut."""
     for name, options in CRITERIA.items():
         scores = pxp.score(model, batches, **options)
         for scope in SCOPES:
