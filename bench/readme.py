@@ -176,7 +176,7 @@ def pruning_table(record: dict) -> str:
         f"images per class judge, repair reads {per_class['repaired_with']} training images per class without labels. "
         "Of each way of ranking the better of its scopes (Torch-Pruning: all layers together, or a share of each; "
         f"pxp_fast: isomorphic). Torch-Pruning {record['versions']['torch-pruning']}. Made by "
-        f"`{record['command']}` ({record['date']}); all figures in `bench/results/compare_pruning.json`.*"
+        f"{record['command']} ({record['date']}); all figures in `bench/results/compare_pruning.json`.*"
     )
     return "\n".join(lines)
 

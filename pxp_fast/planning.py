@@ -32,6 +32,8 @@ class Planner:
         Held out, for a budget of accuracy.
     dtype
         What judging casts to; None: as the network is.
+    clock
+        Measure the latency of plans for another budget too.
 
     Attributes
     ----------
@@ -46,7 +48,9 @@ class Planner:
         size: tuple[int, int, int] | None = None,
         images: Iterable[tuple[Tensor, Tensor]] | None = None,
         dtype: torch.dtype | None = None,
+        clock: bool = True,
     ) -> None:
+        self.clock = clock
         self.config, self.network, self.size, self.images, self.dtype = config, network, size, images, dtype
         self.achieved: Achieved | None = None
 
@@ -81,7 +85,7 @@ class Planner:
             budget = budget.part(part, self._whole(budget))
         found = fit(
             self.slimmer, scores, None, budget, images=self.images if budget.of == "drop" else None, dtype=self.dtype,
-            batch=config.batch, clock=part == 1, **options,
+            batch=config.batch, clock=self.clock and part == 1, **options,
         )  # fmt: skip
         self.achieved = found.achieved
         return found.plan

@@ -92,7 +92,8 @@ def run(config: RunConfig, progress: Track | None = None, say: Callable[[str], N
     )
     to_score, to_judge = (Loader(part, config.batch_size, config.workers) for part in (reference, evaluation))
 
-    planner = Planner(config, network, loaded.input_size, to_judge, autocast(config))
+    # The smaller network is measured below, once.
+    planner = Planner(config, network, loaded.input_size, to_judge, autocast(config), clock=not config.slim)
 
     def scoring(masked_network: nn.Module) -> Scores:
         found = score(

@@ -160,3 +160,12 @@ def varies(labels: Tensor, dim: int) -> bool:
 def filled(labels: Tensor, dim: int) -> Tensor:
     """One entry along `dim`: the greatest, so that NOBODY is taken only where there is no other."""
     return compact(labels).amax(dim, keepdim=True)
+
+
+def read_channels(weight: Tensor, groups: int) -> Tensor:
+    """``[groups, inputs per group]``: which channels have a weight that is not 0."""
+    return (
+        (weight != 0).flatten(2).any(2).unflatten(0, (groups, -1)).any(1)
+        if weight.dim() > 2
+        else ((weight != 0).any(0, keepdim=True))
+    )

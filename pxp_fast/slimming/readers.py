@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from ..lrp.fold import CONVOLUTIONS, LINEAR, WEIGHTED
 from ..lrp.graph import ATEN, Captured, argument, module_of
 from .constancy import constants_of
+from .labels import read_channels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,7 @@ def readers(model: nn.Module, whole: Captured, masked: Captured) -> Iterator[Rea
         groups = argument(node, "groups") if node.target in CONVOLUTIONS else 1
         if weight.shape[1] == 1 and groups > 1:
             continue
-        used = _used(whole.constants[node.args[1]], groups), _used(weight, groups)
+        used = read_channels(whole.constants[node.args[1]], groups), read_channels(weight, groups)
         lost = bool((used[0] & ~used[1]).any())
         if node.args[0] not in changed and not lost:
             continue
@@ -116,15 +117,6 @@ def changed_values(whole: Captured, masked: Captured) -> set[fx.Node]:
         elif changed.intersection(node.all_input_nodes):
             changed.add(node)
     return changed
-
-
-def _used(weight: Tensor, groups: int) -> Tensor:
-    """``[groups, inputs per group]``: which channels have a weight that is not 0."""
-    return (
-        (weight != 0).flatten(2).any(2).unflatten(0, (groups, -1)).any(1)
-        if weight.dim() > 2
-        else ((weight != 0).any(0, keepdim=True))
-    )
 
 
 def _adjustable(

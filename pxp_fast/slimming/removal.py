@@ -11,7 +11,7 @@ from ..lrp.graph import Captured
 from .constancy import constants_of
 from .coupling import Coupling
 from .identity import idle_blocks
-from .labels import KEPT, NOBODY, LayerUse, compact
+from .labels import KEPT, NOBODY, compact, read_channels
 
 
 class Removal:
@@ -78,15 +78,10 @@ class Removal:
             foldable = torch.zeros_like(constant, dtype=torch.bool)
             if not layer.padded and uses.count(layer.weight) == 1:
                 foldable = ~constant.isnan()
-            read = self.reads(layer) & (constant != 0) & ~foldable
+            reads = read_channels(self.captured.constants[layer.weight].cpu(), layer.groups).flatten()
+            read = reads & (constant != 0) & ~foldable
             removable[self.coupling.class_of(layer.inputs[read])] = False
         return removable
-
-    def reads(self, layer: LayerUse) -> Tensor:
-        """Which input channels of a layer have a weight that is not 0."""
-        weight = self.captured.constants[layer.weight].cpu()
-        used = (weight != 0).flatten(2).any(2) if weight.dim() > 2 else weight != 0
-        return used.unflatten(0, (layer.groups, -1)).any(1).flatten()
 
     def _shape(self) -> None:
         """Give back what must stay for the rest to have a form."""
